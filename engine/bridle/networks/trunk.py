@@ -1,0 +1,176 @@
+"""What the U-Net and ControlNet have in common: time table, text keys and values, encoder and middle block."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.ops import Ops
+from torch import Tensor
+
+from bridle.networks import layers
+from bridle.networks.blocks import res_block, transformer
+from bridle.networks.configs import EncoderConfig
+from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, res_blocks, transformers
+from bridle.rows import KV, ContextSegment, Residuals
+
+Size = tuple[int, int]
+Weight = float | Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One cross-attention: its diffusers path, its resolution level (0 = latent), number of heads and width of a head."""
+
+    name: str
+    level: int
+    heads: int
+    dim: int
+
+
+def attention_sites(config: EncoderConfig) -> tuple[Site, ...]:
+    """Every cross-attention in forward order: encoder, middle block and, in a U-Net, decoder."""
+    return tuple(
+        Site(f"{stack.name}.transformer_blocks.{index}.attn2", level, stack.heads, stack.width // stack.heads)
+        for level, stack in transformers(config)
+        for index in range(stack.depth)
+    )
+
+
+def time_table(
+    ops: Ops, weights: Mapping[str, Tensor], config: EncoderConfig, timesteps: Tensor, added: Tensor | None = None
+) -> Tensor:
+    """The shift of every residual block at every time step, concatenated in forward order: [S, sum of their widths].
+
+    timesteps: [S] float32. added: [S or 1, time_dim] second embedding, or None. The result has the weights' dtype.
+    """
+    sinusoids = ops.time_embedding(
+        timesteps,
+        config.block_out_channels[0],
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        freq_shift=config.freq_shift,
+        dtype=weights["time_embedding.linear_1.weight"].dtype,
+    )
+    embedding = layers.mlp(ops, weights, "time_embedding", sinusoids, added)
+    active = ops.activation(embedding, "silu")
+    return ops.concat([layers.linear(ops, weights, f"{b.name}.time_emb_proj", active) for b in res_blocks(config)])
+
+
+def added_embedding(
+    ops: Ops, weights: Mapping[str, Tensor], config: EncoderConfig, pooled: Tensor, time_ids: Tensor
+) -> Tensor:
+    """SDXL's second embedding [R, time_dim], to be added to the time embedding.
+
+    pooled: [R, P] pooled text. time_ids: [R, 6] float32, (original height, width, crop top, left, target height, width).
+    """
+    if config.added_time_dim is None:
+        raise ValueError("added_embedding: this network has no second embedding")
+    sinusoids = ops.time_embedding(
+        time_ids,
+        config.added_time_dim,
+        flip_sin_to_cos=config.flip_sin_to_cos,
+        freq_shift=config.freq_shift,
+        dtype=weights["add_embedding.linear_1.weight"].dtype,
+    )
+    return layers.mlp(ops, weights, "add_embedding", ops.concat([pooled, sinusoids]))
+
+
+def cross_kv(ops: Ops, weights: Mapping[str, Tensor], config: EncoderConfig, context: Tensor) -> tuple[KV, ...]:
+    """Keys and values [R, L, H, d] of text tokens `context` [R, L, D], for each of `attention_sites`."""
+    pairs = []
+    for site in attention_sites(config):
+        names = [f"{site.name}.to_k.weight", f"{site.name}.to_v.weight"]
+        k, v = ops.project_heads(context, [weights[name] for name in names], site.heads)
+        pairs.append(KV(k, v))
+    return tuple(pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """One forward pass over a batch of rows: everything that its blocks share.
+
+    sizes: (height, width) per level. segment_weights: per level, the weight of each segment of `context`.
+    """
+
+    ops: Ops
+    weights: Mapping[str, Tensor]
+    config: EncoderConfig
+    time: Tensor
+    context: tuple[ContextSegment, ...]
+    sizes: tuple[Size, ...]
+    segment_weights: tuple[tuple[Weight, ...], ...]
+
+    def run(self, stage: Stage, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """The residual block and transformer of a stage."""
+        assert stage.res_block is not None
+        y = self.run_res_block(stage.res_block, x)
+        return self.run_transformer(stage.transformer, stage.level, y) if stage.transformer else y
+
+    def run_res_block(self, block: ResBlock, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        """A residual block with its columns of the time table as shift."""
+        shift = self.ops.columns(self.time, block.shift, block.shift + block.outputs)
+        return res_block(self.ops, self.weights, block.name, x, self.config.groups, self.config.eps, shift)
+
+    def run_transformer(self, block: Transformer, level: int, x: Tensor) -> Tensor:
+        """A transformer with the segments of its cross-attentions."""
+        segments = tuple(self.segments(block.site + index, level) for index in range(block.depth))
+        return transformer(self.ops, self.weights, block, self.config, x, self.sizes[level], segments)
+
+    def segments(self, site: int, level: int) -> tuple[Segment, ...]:
+        """The segments of one cross-attention."""
+        return tuple(
+            Segment(
+                tuple(Piece(piece.sites[site].k, piece.sites[site].v, piece.length) for piece in segment.pieces),
+                weight=weight,
+                k_rows=segment.kv_rows,
+                v_rows=segment.kv_rows,
+            )
+            for segment, weight in zip(self.context, self.segment_weights[level], strict=True)
+        )
+
+
+def make_trunk(
+    ops: Ops,
+    weights: Mapping[str, Tensor],
+    config: EncoderConfig,
+    time: Tensor,
+    context: tuple[ContextSegment, ...],
+    size: Size,
+) -> Trunk:
+    """A forward pass over latents of `size`. Level sizes halve and round up, as strided convolutions do."""
+    sizes = tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(config.levels))
+    segment_weights = tuple(tuple(_at_level(ops, segment.weight, s) for segment in context) for s in sizes)
+    return Trunk(ops, weights, config, time, context, sizes, segment_weights)
+
+
+def _at_level(ops: Ops, weight: Weight, size: Size) -> Weight:
+    """A map of weights [R, h, w] at another resolution as [R, h'*w']; other weights are the same everywhere."""
+    if isinstance(weight, (int, float)) or weight.ndim == 1:
+        return weight
+    return ops.resize_weights(weight, size)
+
+
+def run_encoder(trunk: Trunk, x: Tensor, residuals: Residuals) -> tuple[Tensor, list[Tensor]]:
+    """The encoder after conv_in. Returns its output and all skip connections, that of conv_in (`x`) first."""
+    skips: list[Tensor] = []
+    for k, stage in enumerate((None, *encoder_layout(trunk.config).stages)):
+        if stage is not None:
+            x = trunk.ops.name_point(_encoder_stage(trunk, stage, x), f"block.{k}")
+        if f"block.{k}" in residuals:
+            x = trunk.ops.residual_add(x, residuals[f"block.{k}"])
+        skips.append(x)
+    return x, skips
+
+
+def _encoder_stage(trunk: Trunk, stage: Stage, x: Tensor) -> Tensor:
+    if stage.resample:
+        return layers.conv(trunk.ops, trunk.weights, stage.resample, x, stride=2)
+    return trunk.run(stage, x)
+
+
+def run_middle(trunk: Trunk, x: Tensor) -> Tensor:
+    """The middle block."""
+    encoder = encoder_layout(trunk.config)
+    x = trunk.run_res_block(encoder.mid_first, x)
+    if encoder.mid_transformer:
+        x = trunk.run_transformer(encoder.mid_transformer, trunk.config.levels - 1, x)
+    return trunk.run_res_block(encoder.mid_second, x) if encoder.mid_second else x

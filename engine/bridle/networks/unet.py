@@ -1,0 +1,110 @@
+"""The denoising U-Net of Stable Diffusion 1.x, 2.x and XL, and of small models of the same form."""
+
+from collections.abc import Mapping, Sequence
+
+from bridle_kernels.ops import Ops
+from torch import Tensor
+
+from bridle.errors import UnsupportedError
+from bridle.networks import layers, shapes
+from bridle.networks.configs import UNetConfig
+from bridle.networks.controlnet import branch_residuals
+from bridle.networks.layout import Stage, decoder_layout, encoder_layout
+from bridle.networks.trunk import (
+    Site,
+    Trunk,
+    added_embedding,
+    attention_sites,
+    cross_kv,
+    make_trunk,
+    run_encoder,
+    run_middle,
+    time_table,
+)
+from bridle.rows import Primitive, Residual, Residuals, Rows
+
+__all__ = [
+    "SERVED",
+    "Site",
+    "adapter_points",
+    "added_embedding",
+    "attention_sites",
+    "controlnet_points",
+    "cross_kv",
+    "tensor_shapes",
+    "time_table",
+    "unet",
+]
+
+SERVED = frozenset({Primitive.INPUT_CHANNELS, Primitive.RESIDUALS})
+"""Primitives of `Rows.primitives()` that `unet` computes; all others are refused by name."""
+
+
+def tensor_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the network under its diffusers name."""
+    width = config.block_out_channels[0]
+    expected = shapes.encoder_decoder(config)
+    for stage in decoder_layout(config):
+        if stage.resample:
+            expected |= shapes.conv(stage.resample, stage.width, stage.width)
+    return expected | shapes.norm("conv_norm_out", width) | shapes.conv("conv_out", width, config.out_channels)
+
+
+def controlnet_points(config: UNetConfig) -> tuple[str, ...]:
+    """Points of a ControlNet's residuals, in its own order: one per skip connection, then the middle block."""
+    return (*(f"skip.{k}" for k in range(len(encoder_layout(config).widths))), "mid")
+
+
+def adapter_points(config: UNetConfig) -> tuple[str, ...]:
+    """Points of an adapter's feature maps: after the last layer of each encoder level, then the middle block.
+
+    An adapter with fewer maps than points uses the first ones. A level without attention takes its map after its
+    downsampler, as published XL adapters were trained.
+    """
+    return (*(f"block.{k}" for k in encoder_layout(config).last_layers), "mid")
+
+
+def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows) -> Tensor:
+    """One evaluation of a batch of rows: [R, out_channels, h, w].
+
+    Raises UnsupportedError for a primitive that the network does not compute. A latent side may have any size; a level
+    below an odd side is rounded up.
+    """
+    for primitive in sorted(rows.primitives() - SERVED, key=lambda p: p.value):
+        raise UnsupportedError(primitive.value, "networks", "it has no implementation yet")
+    size = (rows.sample.shape[-2], rows.sample.shape[-1])
+    trunk = make_trunk(ops, weights, config, rows.time, rows.context, size)
+    static: Residuals = rows.residuals or {}
+    joined = rows.sample if rows.extra_channels is None else (rows.sample, rows.extra_channels)
+    x = ops.name_point(layers.conv(ops, weights, "conv_in", joined), "block.0")
+    x, skips = run_encoder(trunk, _add(ops, static, "conv_in", x), static)
+    x = ops.name_point(run_middle(trunk, x), "mid")
+    residuals = _merge(static, [branch_residuals(ops, branch, rows.sample) for branch in rows.branches])
+    x = _add(ops, residuals, "mid", x)
+    x = _decode(trunk, decoder_layout(config), x, skips, residuals)
+    x = layers.group_norm(ops, weights, "conv_norm_out", x, config.groups, config.eps, activation="silu")
+    return layers.conv(ops, weights, "conv_out", x)
+
+
+def _add(ops: Ops, residuals: Residuals, point: str, x: Tensor) -> Tensor:
+    found = residuals.get(point)
+    return ops.residual_add(x, found) if found else x
+
+
+def _merge(static: Residuals, computed: Sequence[Residuals]) -> Residuals:
+    merged: dict[str, tuple[Residual, ...]] = dict(static)
+    for residuals in computed:
+        for point, terms in residuals.items():
+            merged[point] = merged.get(point, ()) + terms
+    return merged
+
+
+def _decode(trunk: Trunk, stages: Sequence[Stage], x: Tensor, skips: list[Tensor], residuals: Residuals) -> Tensor:
+    for index, stage in enumerate(stages):
+        k = len(skips) - 1
+        x = trunk.run(stage, (x, _add(trunk.ops, residuals, f"skip.{k}", skips.pop())))
+        if stage.resample:
+            larger = trunk.ops.upsample(x, trunk.sizes[stage.level - 1])
+            x = layers.conv(trunk.ops, trunk.weights, stage.resample, larger)
+        x = trunk.ops.name_point(x, f"decoder.{index}")
+    return x

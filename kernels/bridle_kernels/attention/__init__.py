@@ -1,0 +1,5 @@
+"""Segmented attention."""
+
+from bridle_kernels.attention.reference import Piece, Segment, attention
+
+__all__ = ["Piece", "Segment", "attention"]
