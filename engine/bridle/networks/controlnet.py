@@ -69,7 +69,7 @@ def branch_residuals(ops: Ops, branch: Branch, sample: Tensor) -> Residuals:
     channels = branch.config.in_channels
     values = controlnet(ops, branch.weights, branch.config, branch, ops.columns(mine, 0, channels))
     names = [*(f"skip.{k}" for k in range(len(values) - 1)), "mid"]
-    sizes = make_sizes(branch.config, (sample.shape[-2], sample.shape[-1]))
+    sizes = residual_sizes(branch.config, (sample.shape[-2], sample.shape[-1]))
     where = None if branch.rows == rows else branch.rows
     return {
         name: (Residual(value, branch.scale[:, index], where, _mask(ops, branch, sizes[index])),)
@@ -77,7 +77,7 @@ def branch_residuals(ops: Ops, branch: Branch, sample: Tensor) -> Residuals:
     }
 
 
-def make_sizes(config: ControlNetConfig, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+def residual_sizes(config: ControlNetConfig, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
     """(height, width) of every residual."""
     levels = [0]
     for stage in encoder_layout(config).stages:

@@ -50,7 +50,7 @@ def _block_shapes(part: str, first: int, count: int, width: int) -> shapes.Shape
     return expected
 
 
-def taesd_encode(ops: Ops, weights: Weights, config: TaesdConfig, image: Tensor) -> Tensor:
+def encode(ops: Ops, weights: Weights, config: TaesdConfig, image: Tensor) -> Tensor:
     """Latents [R, latent_channels, h, w] in the scale the sampler works in. image: [R, 3, H, W] in [-1, 1]."""
     x = ops.scale_shift(image, 0.5, 0.5)
     index = 0
@@ -61,7 +61,7 @@ def taesd_encode(ops: Ops, weights: Weights, config: TaesdConfig, image: Tensor)
     return layers.conv(ops, weights, f"encoder.layers.{index}", x)
 
 
-def taesd_decode(ops: Ops, weights: Weights, config: TaesdConfig, latents: Tensor) -> Tensor:
+def decode(ops: Ops, weights: Weights, config: TaesdConfig, latents: Tensor) -> Tensor:
     """The image [R, 3, H, W], about [-1, 1] and not clamped. latents: [R, latent_channels, h, w], the sampler's."""
     soft = ops.activation(ops.scale_shift(latents, 1 / 3, 0.0), "tanh")
     x = layers.conv(ops, weights, "decoder.layers.0", ops.scale_shift(soft, 3.0, 0.0), activation="relu")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bridle.errors import UnsupportedError
 from bridle.networks import layers, shapes
-from bridle.networks.configs import UNetConfig
+from bridle.networks.configs import EncoderConfig, UNetConfig
 from bridle.networks.controlnet import branch_residuals
 from bridle.networks.layout import Stage, decoder_layout, encoder_layout
 from bridle.networks.trunk import (
@@ -28,6 +28,7 @@ __all__ = [
     "Site",
     "adapter_points",
     "added_embedding",
+    "all_residuals",
     "attention_sites",
     "controlnet_points",
     "cross_kv",
@@ -36,7 +37,7 @@ __all__ = [
     "unet",
 ]
 
-SERVED = frozenset({Primitive.INPUT_CHANNELS, Primitive.RESIDUALS})
+SERVED = frozenset({Primitive.INPUT_CHANNELS, Primitive.RESIDUALS, Primitive.CROSS_SEGMENTS})
 """Primitives of `Rows.primitives()` that `unet` computes; all others are refused by name."""
 
 
@@ -50,12 +51,12 @@ def tensor_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     return expected | shapes.norm("conv_norm_out", width) | shapes.conv("conv_out", width, config.out_channels)
 
 
-def controlnet_points(config: UNetConfig) -> tuple[str, ...]:
+def controlnet_points(config: EncoderConfig) -> tuple[str, ...]:
     """Points of a ControlNet's residuals, in its own order: one per skip connection, then the middle block."""
     return (*(f"skip.{k}" for k in range(len(encoder_layout(config).widths))), "mid")
 
 
-def adapter_points(config: UNetConfig) -> tuple[str, ...]:
+def adapter_points(config: EncoderConfig) -> tuple[str, ...]:
     """Points of an adapter's feature maps: after the last layer of each encoder level, then the middle block.
 
     An adapter with fewer maps than points uses the first ones. A level without attention takes its map after its
@@ -64,23 +65,29 @@ def adapter_points(config: UNetConfig) -> tuple[str, ...]:
     return (*(f"block.{k}" for k in encoder_layout(config).last_layers), "mid")
 
 
-def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows) -> Tensor:
+def all_residuals(ops: Ops, rows: Rows) -> Residuals:
+    """The static residuals of `rows` and those that its branches compute from `rows.sample`, by point."""
+    merged: dict[str, tuple[Residual, ...]] = dict(rows.residuals or {})
+    for branch in rows.branches:
+        for point, terms in branch_residuals(ops, branch, rows.sample).items():
+            merged[point] = merged.get(point, ()) + terms
+    return merged
+
+
+def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows, residuals: Residuals) -> Tensor:
     """One evaluation of a batch of rows: [R, out_channels, h, w].
 
-    Raises UnsupportedError for a primitive that the network does not compute. A latent side may have any size; a level
-    below an odd side is rounded up.
+    residuals: everything to be added at named points, `all_residuals(ops, rows)` or a part of it. A latent side may have
+    any size; a level below an odd side rounds up. Raises UnsupportedError for a primitive that is not computed here.
     """
     for primitive in sorted(rows.primitives() - SERVED, key=lambda p: p.value):
         raise UnsupportedError(primitive.value, "networks", "it has no implementation yet")
     size = (rows.sample.shape[-2], rows.sample.shape[-1])
     trunk = make_trunk(ops, weights, config, rows.time, rows.context, size)
-    static: Residuals = rows.residuals or {}
     joined = rows.sample if rows.extra_channels is None else (rows.sample, rows.extra_channels)
     x = ops.name_point(layers.conv(ops, weights, "conv_in", joined), "block.0")
-    x, skips = run_encoder(trunk, _add(ops, static, "conv_in", x), static)
-    x = ops.name_point(run_middle(trunk, x), "mid")
-    residuals = _merge(static, [branch_residuals(ops, branch, rows.sample) for branch in rows.branches])
-    x = _add(ops, residuals, "mid", x)
+    x, skips = run_encoder(trunk, _add(ops, residuals, "conv_in", x), residuals)
+    x = _add(ops, residuals, "mid", ops.name_point(run_middle(trunk, x), "mid"))
     x = _decode(trunk, decoder_layout(config), x, skips, residuals)
     x = layers.group_norm(ops, weights, "conv_norm_out", x, config.groups, config.eps, activation="silu")
     return layers.conv(ops, weights, "conv_out", x)
@@ -89,14 +96,6 @@ def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows
 def _add(ops: Ops, residuals: Residuals, point: str, x: Tensor) -> Tensor:
     found = residuals.get(point)
     return ops.residual_add(x, found) if found else x
-
-
-def _merge(static: Residuals, computed: Sequence[Residuals]) -> Residuals:
-    merged: dict[str, tuple[Residual, ...]] = dict(static)
-    for residuals in computed:
-        for point, terms in residuals.items():
-            merged[point] = merged.get(point, ()) + terms
-    return merged
 
 
 def _decode(trunk: Trunk, stages: Sequence[Stage], x: Tensor, skips: list[Tensor], residuals: Residuals) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from bridle.networks import layers, shapes
 from bridle.networks.blocks import res_block
 from bridle.networks.configs import VaeConfig
+from bridle.networks.tiles import quarter_overlap, run_tiles
 
 Weights = Mapping[str, Tensor]
 
@@ -41,12 +42,21 @@ def vae_encode(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> 
 
     image: [R, in_channels, H, W] in [-1, 1]. The log variance is not clamped.
     """
-    moments = encode_moments(ops, weights, config, image)
+    return _split(ops, config, _moments(ops, weights, config, image))
+
+
+def vae_encode_tiled(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> tuple[Tensor, Tensor]:
+    """`vae_encode` on tiles of `config.sample_size` pixels; identical for an image that is at most one tile."""
+    tiling = quarter_overlap(config.sample_size, config.sample_size // config.scale)
+    return _split(ops, config, run_tiles(image, tiling, lambda tile: _moments(ops, weights, config, tile)))
+
+
+def _split(ops: Ops, config: VaeConfig, moments: Tensor) -> tuple[Tensor, Tensor]:
     latent = config.latent_channels
     return ops.columns(moments, 0, latent), ops.columns(moments, latent, 2 * latent)
 
 
-def encode_moments(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> Tensor:
+def _moments(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> Tensor:
     """Mean and log variance as one tensor [R, 2 * latent_channels, h, w]."""
     x = layers.conv(ops, weights, "encoder.conv_in", image)
     for level in range(len(config.block_out_channels)):
@@ -75,6 +85,12 @@ def vae_decode(ops: Ops, weights: Weights, config: VaeConfig, latents: Tensor) -
             size = (2 * size[0], 2 * size[1])
             x = layers.conv(ops, weights, _upsampler(level), ops.upsample(x, size))
     return _head(ops, weights, "decoder", config, x)
+
+
+def vae_decode_tiled(ops: Ops, weights: Weights, config: VaeConfig, latents: Tensor) -> Tensor:
+    """`vae_decode` on tiles of `config.sample_size` pixels; identical for latents that are at most one tile."""
+    tiling = quarter_overlap(config.sample_size // config.scale, config.sample_size)
+    return run_tiles(latents, tiling, lambda tile: vae_decode(ops, weights, config, tile))
 
 
 def _encoder_blocks(config: VaeConfig) -> Iterator[tuple[str, int, int]]:
@@ -127,9 +143,8 @@ def _attention(ops: Ops, weights: Weights, name: str, groups: int, x: Tensor) ->
     biases = [weights[f"{part}.bias"] for part in parts]
     q, k, v = ops.project_heads(tokens, [weights[f"{part}.weight"] for part in parts], 1, biases)
     out = ops.attention(q, (Segment((Piece(k, v),)),))
-    return ops.image(
-        layers.linear(ops, weights, f"{name}.to_out.0", out), (x.shape[-2], x.shape[-1]), residual=x
-    )
+    projected = layers.linear(ops, weights, f"{name}.to_out.0", out)
+    return ops.image(projected, (x.shape[-2], x.shape[-1]), residual=x)
 
 
 def _head(ops: Ops, weights: Weights, part: str, config: VaeConfig, x: Tensor) -> Tensor:

@@ -1,0 +1,118 @@
+"""The autoencoders against diffusers, whole and tiled."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny
+from tiny_networks import randomise, relative_l2
+from torch import Tensor
+
+from bridle.networks import taesd, vae
+from bridle.networks.configs import TaesdConfig, VaeConfig
+from bridle_kernels.ops import ReferenceOps
+
+TOLERANCE = 1e-5
+OPS = ReferenceOps()
+
+pytestmark = pytest.mark.usefixtures("no_grad")
+
+
+@pytest.fixture
+def no_grad():
+    with torch.no_grad():
+        yield
+
+
+def build(seed: int, **changes: object) -> tuple[AutoencoderKL, dict[str, Tensor], VaeConfig]:
+    channels = changes.pop("block_out_channels", (16, 24, 24))
+    fields = {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+        "sample_size": 32,
+        **changes,
+    }
+    model = AutoencoderKL(**fields)
+    weights = dict(randomise(model, seed))
+    return model, weights, VaeConfig.from_dict(dict(model.config), "vae/config.json")
+
+
+VARIANTS = {
+    "plain": {},
+    "four levels": {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1},
+    "no quant convolutions": {"use_quant_conv": False, "use_post_quant_conv": False},
+    "no attention": {"mid_block_add_attention": False, "latent_channels": 3},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_encode_and_decode(variant: str) -> None:
+    model, weights, config = build(1, **VARIANTS[variant])
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand((2, 3, 40, 56), generator=generator) * 2 - 1
+    mean, log_variance = vae.vae_encode(OPS, weights, config, image)
+    posterior = model.encode(image).latent_dist
+    assert relative_l2(mean, posterior.mean) <= TOLERANCE
+    assert relative_l2(log_variance.clamp(-30, 20), posterior.logvar) <= TOLERANCE
+    latents = torch.randn((2, config.latent_channels, 5, 7), generator=generator)
+    wanted = model.decode(latents, return_dict=False)[0]
+    assert relative_l2(vae.vae_decode(OPS, weights, config, latents), wanted) <= TOLERANCE
+    assert vae.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
+
+
+@pytest.mark.parametrize("size", [(96, 72), (64, 128), (36, 40)])
+def test_tiled(size: tuple[int, int]) -> None:
+    model, weights, config = build(3)
+    model.enable_tiling()
+    generator = torch.Generator().manual_seed(4)
+    image = torch.rand((2, 3, *size), generator=generator) * 2 - 1
+    posterior = model.encode(image).latent_dist
+    mean, _ = vae.vae_encode_tiled(OPS, weights, config, image)
+    assert relative_l2(mean, posterior.mean) <= TOLERANCE
+    latents = torch.randn((2, 4, size[0] // 4, size[1] // 4), generator=generator)
+    wanted = model.decode(latents, return_dict=False)[0]
+    got = vae.vae_decode_tiled(OPS, weights, config, latents)
+    assert relative_l2(got, wanted) <= TOLERANCE
+    assert relative_l2(got, vae.vae_decode(OPS, weights, config, latents)) > 1e-4
+
+
+def test_one_tile_is_the_whole_image() -> None:
+    _, weights, config = build(5)
+    latents = torch.randn((1, 4, 8, 7), generator=torch.Generator().manual_seed(6))
+    whole = vae.vae_decode(OPS, weights, config, latents)
+    assert torch.equal(vae.vae_decode_tiled(OPS, weights, config, latents), whole)
+
+
+def test_tiles_leave_no_seam() -> None:
+    """A decoder that is linear and local in the overlap gives the same image in tiles as in one piece."""
+    from bridle.networks.tiles import quarter_overlap, run_tiles
+
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn((1, 4, 29, 37), generator=generator)
+
+    def decode(tile: Tensor) -> Tensor:
+        return tile.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+    got = run_tiles(latents, quarter_overlap(8, 32), decode)
+    assert torch.allclose(got, decode(latents), atol=1e-6)
+
+
+@pytest.mark.parametrize("stages", [((1, 3, 3, 3), (3, 3, 3, 1)), ((1, 2), (2, 1))])
+def test_taesd(stages: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    widths = (12,) * len(stages[0])
+    model = AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        num_encoder_blocks=stages[0],
+        num_decoder_blocks=stages[1],
+    )
+    weights = dict(randomise(model, 8))
+    config = TaesdConfig.from_dict(dict(model.config), "vae/config.json")
+    assert taesd.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
+    generator = torch.Generator().manual_seed(9)
+    image = torch.rand((2, 3, 40, 24), generator=generator) * 2 - 1
+    assert relative_l2(taesd.encode(OPS, weights, config, image), model.encode(image).latents) <= TOLERANCE
+    latents = torch.randn((2, 4, 5, 6), generator=generator) * 3
+    wanted = model.decode(latents).sample
+    assert relative_l2(taesd.decode(OPS, weights, config, latents), wanted) <= TOLERANCE
