@@ -1,7 +1,7 @@
 """Shapes of the weights of the layers that networks are made of."""
 
 from bridle.networks.configs import EncoderConfig
-from bridle.networks.layout import ResBlock, Transformer, encoder_layout, res_blocks, transformers
+from bridle.networks.layout import Transformer, encoder_layout, res_blocks, transformers
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -2,9 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
 from bridle_kernels.activation.reference import Activation, activate_in_place
+from torch import Tensor
 
 
 def conv2d(

@@ -52,7 +52,7 @@ class Fields:
     def choice(self, field: str, default: str | None, choices: Sequence[str | None]) -> str | None:
         """One of `choices`."""
         value = self.config.get(field, default)
-        if value is not None and not isinstance(value, str) or value not in choices:
+        if (value is not None and not isinstance(value, str)) or value not in choices:
             self.refuse(field, "one of " + ", ".join("null" if c is None else c for c in choices))
         return value
 

@@ -1,0 +1,1 @@
+"""Backends evaluate batches of rows. They see primitives, never controls."""

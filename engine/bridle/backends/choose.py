@@ -1,0 +1,61 @@
+"""Which backend serves a model on a device."""
+
+import logging
+from collections.abc import Callable, Mapping
+
+import torch
+
+from bridle.backends.reference import ReferenceBackend
+from bridle.errors import RequestError, UnsupportedError
+from bridle.weights import Model
+
+_log = logging.getLogger("bridle")
+
+BACKENDS = ("cuda", "cpu", "ort", "reference")
+"""Order in which "auto" tries them."""
+
+_FACTORIES: Mapping[str, Callable[[Model, torch.device, torch.dtype], ReferenceBackend]] = {
+    "reference": ReferenceBackend,
+}
+
+
+def unavailable(name: str) -> str | None:
+    """None, or why a backend cannot be used here."""
+    return None if name in _FACTORIES else "this version of bridle has no implementation of it"
+
+
+def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.dtype) -> ReferenceBackend:
+    """The named backend, or the first that is available for "auto". Raises RequestError and UnsupportedError."""
+    if name != "auto" and name not in BACKENDS:
+        raise RequestError("backend", name, "one of 'auto', " + ", ".join(repr(b) for b in BACKENDS))
+    if name == "auto":
+        name = next(candidate for candidate in BACKENDS if unavailable(candidate) is None)
+        _log.info("backend: %s", name)
+    reason = unavailable(name)
+    if reason is not None:
+        raise UnsupportedError("this model", name, reason)
+    return _FACTORIES[name](model, device, dtype)
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is the GPU if PyTorch sees one, else the CPU. Raises RequestError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as problem:
+        raise RequestError("device", device, "'auto', 'cpu', 'cuda' or 'cuda:N'") from problem
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RequestError("device", device, "'cpu': PyTorch sees no GPU here")
+    return chosen
+
+
+def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """ "auto" is float16 on a GPU and float32 on a CPU. Raises RequestError."""
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    chosen = names.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in names.values():
+        raise RequestError("dtype", str(dtype), "'auto', 'float32', 'float16' or 'bfloat16'")
+    return chosen

@@ -1,0 +1,38 @@
+"""T2I-Adapter (arXiv 2302.08453): features of the control image, added inside the encoder of every row."""
+
+from collections.abc import Sequence
+
+from bridle.backends.reference import ReferenceBackend
+from bridle.controls.control_image import control_tensor, latent_mask
+from bridle.errors import RequestError
+from bridle.lowering import RowPlan, StaticResidual, window_scales
+from bridle.networks.configs import AdapterConfig
+from bridle.networks.unet import adapter_points
+from bridle.request import T2IAdapter
+from bridle.weights import Component
+
+
+def lower(
+    backend: ReferenceBackend,
+    control: T2IAdapter,
+    component: Component[AdapterConfig],
+    rows: Sequence[RowPlan],
+    steps: int,
+    size: tuple[int, int],
+) -> None:
+    """Adds the adapter's residuals to every row. size: (height, width) in pixels."""
+    scale = window_scales(steps, control.start, control.end, control.scale)
+    if not scale.any():
+        return
+    image = control_tensor("T2IAdapter.image", control.image, size, control.resize)
+    channels = component.config.in_channels
+    if channels == 1:
+        image = image.mean(dim=1, keepdim=True)
+    elif channels != 3:
+        raise RequestError("T2IAdapter.model", f"an adapter with {channels} input channels", "1 or 3 input channels")
+    features = backend.adapter_features(component, image.to(backend.device, backend.dtype))
+    points = adapter_points(backend.model.unet.config)
+    for point, values in zip(points, features, strict=True):
+        mask = latent_mask(control.mask, (values.shape[2], values.shape[3]), backend.device)
+        for row in rows:
+            row.residuals.append(StaticResidual(point, values, scale, mask))

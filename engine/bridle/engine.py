@@ -1,0 +1,166 @@
+"""The engine: a loaded model, shared by threads, without any state of a request."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from bridle.backends.choose import choose_backend, choose_device, choose_dtype
+from bridle.backends.reference import ReferenceBackend
+from bridle.decoding import decode_result
+from bridle.errors import BridleError, RequestError
+from bridle.lowering import Track
+from bridle.networks.configs import AdapterConfig, ControlNetConfig
+from bridle.request import Control, ControlNet, Request
+from bridle.request_lowering import Prepared, lower_controls, lower_images, lower_text, prepare
+from bridle.result import BatchError, Result
+from bridle.sampler import Observer, denoise
+from bridle.weights import Component, load_adapter, load_controlnet, load_model
+
+POCKET = Path(__file__).parent / "assets" / "pocket"
+"""The model that `load` takes without an argument, where the installation carries it."""
+
+_MAX_REQUESTS = 256
+
+
+def load(
+    model: str | Path | None = None,
+    *,
+    backend: str = "auto",
+    device: str = "auto",
+    dtype: str | torch.dtype = "auto",
+    variant: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> "Engine":
+    """Loads a model folder, a single-file checkpoint or a cached Hugging Face id.
+
+    variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none. Raises
+    ModelLoadError, UnsupportedError and RequestError. Never touches the network.
+    """
+    path = _default_model() if model is None else model
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    loaded = load_model(path, dtype=chosen_dtype, device=chosen_device, variant=variant, tokenizer=tokenizer)
+    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype), Path(path))
+
+
+def _default_model() -> Path:
+    if not (POCKET / "model_index.json").is_file():
+        raise RequestError("model", None, "a folder, file or id: this installation carries no default model")
+    return POCKET
+
+
+class Engine:
+    """Samples images. Safe to share between threads; close nothing, keep nothing per request."""
+
+    def __init__(self, backend: ReferenceBackend, path: Path) -> None:
+        self.backend = backend
+        self.path = path
+        self._controls: dict[tuple[type, str], Component[ControlNetConfig] | Component[AdapterConfig]] = {}
+        self._lock = threading.Lock()
+
+    def sample(
+        self,
+        requests: Request | Sequence[Request],
+        *,
+        callback: Observer | None = None,
+        progress: bool | None = None,
+    ) -> "Result | list[Result]":
+        """Runs one request, or a list as one batch; result i belongs to request i.
+
+        callback: called with a StepSnapshot after each step of each image; its `cancel()` stops that image. progress:
+        a bar on standard error; by default when that is a terminal and no callback is given. A single request raises
+        what went wrong; a list raises BatchError after all others have finished, with every result in it. Bad
+        requests raise RequestError before any work is done.
+        """
+        single = isinstance(requests, Request)
+        items = [requests] if isinstance(requests, Request) else list(requests)
+        _check_requests(items)
+        prepared = [prepare(self.backend, request, self.control) for request in items]
+        outcomes = self._run(prepared, callback, progress)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if single and failures:
+            raise failures[0]
+        if failures:
+            raise BatchError(outcomes)
+        results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
+        return results[0] if single else results
+
+    def control(self, control: Control) -> Component[ControlNetConfig] | Component[AdapterConfig]:
+        """The loaded weights of a control, kept for later requests."""
+        key = (type(control), str(control.model))
+        with self._lock:
+            if key not in self._controls:
+                path = resolve_control(self.path, control.model)
+                loader = load_controlnet if isinstance(control, ControlNet) else load_adapter
+                dtype, device = self.backend.dtype, self.backend.device
+                self._controls[key] = loader(path, dtype=dtype, device=device, base=self.backend.model)
+            return self._controls[key]
+
+    @torch.inference_mode()
+    def _run(
+        self, prepared: Sequence[Prepared], callback: Observer | None, progress: bool | None
+    ) -> list[Result | Exception]:
+        timings: dict[str, float] = {}
+        tracks: list[Track] = []
+        for index, item in enumerate(prepared):
+            with _timed(timings, "text"):
+                rows = lower_text(self.backend, item)
+            with _timed(timings, "controls"):
+                lower_controls(self.backend, item, rows)
+            with _timed(timings, "images"):
+                tracks.extend(lower_images(self.backend, item, rows, index))
+        with _timed(timings, "denoise"), _progress_bar(tracks, callback, progress) as stepped:
+            denoise(self.backend, tracks, callback, stepped)
+        outcomes: list[Result | Exception] = []
+        with _timed(timings, "decode"):
+            for index, item in enumerate(prepared):
+                own = [track for track in tracks if track.request_index == index]
+                outcomes.append(decode_result(self.backend, item, own, timings, str(self.path)))
+        return outcomes
+
+
+def resolve_control(model: Path, name: str | Path) -> str | Path:
+    """A control that the model folder holds under that name, else the path or id itself."""
+    if Path(name).exists():
+        return name
+    short = str(name)
+    if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):
+        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", short):
+            if (model / folder).is_dir():
+                return model / folder
+    return name
+
+
+def _check_requests(items: Sequence[object]) -> None:
+    if not 1 <= len(items) <= _MAX_REQUESTS:
+        raise RequestError("requests", f"{len(items)} requests", f"1 to {_MAX_REQUESTS}")
+    for index, item in enumerate(items):
+        if not isinstance(item, Request):
+            raise RequestError(f"requests[{index}]", item, "a Request")
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    finally:
+        timings[stage] = timings.get(stage, 0.0) + time.perf_counter() - begin
+
+
+@contextmanager
+def _progress_bar(
+    tracks: Sequence[Track], callback: Observer | None, progress: bool | None
+) -> Iterator[Callable[[int], object]]:
+    shown = progress if progress is not None else callback is None and sys.stderr.isatty()
+    with tqdm(total=sum(len(track.table) for track in tracks), disable=not shown, unit="step") as bar:
+        yield bar.update
+
+
+__all__ = ["BatchError", "BridleError", "Engine", "load", "resolve_control"]

@@ -1,0 +1,59 @@
+"""Checks of single request fields. Each returns the value in its plain Python type or raises RequestError by name."""
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+
+from bridle.errors import LimitError, RequestError
+
+
+def integer(field: str, value: object, low: int, high: int) -> int:
+    """An integer from `low` to `high`; above `high` is a LimitError."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < low:
+        raise RequestError(field, value, f"an integer from {low} to {high}")
+    if value > high:
+        raise LimitError(field, int(value), f"an integer from {low} to {high}")
+    return int(value)
+
+
+def number(field: str, value: object, low: float, high: float) -> float:
+    """A finite number from `low` to `high`."""
+    wants = f"a number from {low:g} to {high:g}"
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise RequestError(field, value, wants)
+    if not math.isfinite(value) or not low <= value <= high:
+        raise RequestError(field, float(value), wants)
+    return float(value)
+
+
+def text(field: str, value: object, longest: int) -> str:
+    """A string of at most `longest` characters without lone surrogates."""
+    if not isinstance(value, str):
+        raise RequestError(field, value, "a string")
+    if len(value) > longest:
+        raise LimitError(field, f"{len(value)} characters", f"at most {longest} characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RequestError(field, value, "text without lone surrogates")
+    return value
+
+
+def boolean(field: str, value: object) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise RequestError(field, value, "True or False")
+    return bool(value)
+
+
+def choice(field: str, value: object, allowed: Collection[str]) -> str:
+    """One of the `allowed` names."""
+    if not isinstance(value, str) or value not in allowed:
+        raise RequestError(field, value, "one of " + ", ".join(repr(name) for name in allowed))
+    return value
+
+
+def size_pair(field: str, value: object, low: int, high: int) -> tuple[int, int]:
+    """Two integers from `low` to `high`."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise RequestError(field, value, "a pair of integers (height, width)")
+    return integer(f"{field}[0]", value[0], low, high), integer(f"{field}[1]", value[1], low, high)

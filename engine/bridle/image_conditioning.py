@@ -1,0 +1,137 @@
+"""Images of a request -> latents: image-to-image, inpainting with both kinds of U-Net, depth.
+
+Every random draw comes from the image's own generator, in the order of diffusers' pipelines.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridle.backends.reference import ReferenceBackend
+from bridle.errors import RequestError
+from bridle.lowering import KnownRegion
+from bridle.pictures import fit, fit_mask
+from bridle.request import Request, as_mask, as_picture
+from bridle.solvers import SolverTable
+
+INPAINTING_CHANNELS = 9
+DEPTH_CHANNELS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImages:
+    """Encoder outputs that all images of a request share. Moments are (mean, log-variance or None), [1, 4, h, w].
+
+    image: of `image`. masked: of `image` outside the mask, for inpainting U-Nets. mask: [1, 1, h, w], 0 or 1.
+    depth: [1, 1, h, w] in [-1, 1].
+    """
+
+    image: tuple[Tensor, Tensor | None] | None = None
+    masked: tuple[Tensor, Tensor | None] | None = None
+    mask: Tensor | None = None
+    depth: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Initial latents [1, 4, h, w], extra input channels [1, Cx, h, w] or None, known region or None."""
+
+    latents: Tensor
+    extra_channels: Tensor | None
+    known: KnownRegion | None
+
+
+def check_images(backend: ReferenceBackend, request: Request) -> None:
+    """Raises RequestError where the pictures do not suit the model's U-Net."""
+    channels = backend.model.unet.config.in_channels
+    if channels == INPAINTING_CHANNELS and request.mask_image is None:
+        raise RequestError("mask_image", None, "a mask: this model's U-Net is made for inpainting")
+    if channels == DEPTH_CHANNELS and request.depth_image is None:
+        raise RequestError("depth_image", None, "a depth map: this model's U-Net is conditioned on depth")
+    if channels != DEPTH_CHANNELS and request.depth_image is not None:
+        raise RequestError("depth_image", "a picture", f"None: this model's U-Net has {channels} input channels")
+    if channels == DEPTH_CHANNELS and request.mask_image is not None:
+        raise RequestError("mask_image", "a mask", "None: this model's U-Net is conditioned on depth")
+
+
+def encode_images(backend: ReferenceBackend, request: Request, size: tuple[int, int]) -> EncodedImages:
+    """Runs the encoder. size: (height, width) in pixels."""
+    scale = backend.model.vae.config.scale
+    latent_size = (size[0] // scale, size[1] // scale)
+    depth = None if request.depth_image is None else _depth(request, size, latent_size).to(backend.device)
+    if request.image is None:
+        return EncodedImages(depth=depth)
+    image = torch.tensor(fit("image", as_picture(request.image), *size, "stretch")).permute(2, 0, 1)[None] * 2.0 - 1.0
+    if request.mask_image is None:
+        return EncodedImages(image=_moments(backend, image, request), depth=depth)
+    pixel_mask = torch.tensor(fit_mask(as_mask(request.mask_image), *size) >= 0.5, dtype=torch.float32)[None, None]
+    mask = torch.nn.functional.interpolate(pixel_mask, latent_size)
+    inpainting = backend.model.unet.config.in_channels == INPAINTING_CHANNELS
+    return EncodedImages(
+        image=None if inpainting and request.strength == 1.0 else _moments(backend, image, request),
+        masked=_moments(backend, image * (pixel_mask < 0.5), request) if inpainting else None,
+        mask=mask.to(backend.device),
+    )
+
+
+def start(
+    backend: ReferenceBackend,
+    request: Request,
+    images: EncodedImages,
+    table: SolverTable,
+    injected: Tensor | None,
+    latent_size: tuple[int, int],
+    generator: torch.Generator,
+) -> Start:
+    """Where one image starts. injected: [1, 4, h, w] standard normal noise instead of the generator's."""
+    clean = None if images.image is None else _sample(images.image, generator)
+    shape = (1, 4, *latent_size)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32) if injected is None else injected
+    noise = noise.to(backend.device)
+    mask_channels = _mask_channels(images, generator)
+    extra = mask_channels if mask_channels is not None else images.depth
+    known = None
+    if images.mask is not None and mask_channels is None and clean is not None:
+        known = KnownRegion(clean=clean[0], noise=noise[0], mask=images.mask[0])
+    return Start(_initial(request, clean, noise, table), None if extra is None else extra.to(backend.dtype), known)
+
+
+def _initial(request: Request, clean: Tensor | None, noise: Tensor, table: SolverTable) -> Tensor:
+    """Pure noise for text-to-image and inpainting at full strength, else the noised image (diffusers)."""
+    from_noise = clean is None or (request.mask_image is not None and request.strength == 1.0)
+    if clean is None or from_noise:
+        return noise * table.init_noise_sigma
+    a, s = (float(value) for value in table.add_noise[0])
+    return a * clean + s * noise if s != 0.0 else clean.clone()
+
+
+def _mask_channels(images: EncodedImages, generator: torch.Generator) -> Tensor | None:
+    """[1, 5, h, w]: mask, then the latents of the masked image (controls.md section 1b)."""
+    if images.masked is None or images.mask is None:
+        return None
+    return torch.cat([images.mask, _sample(images.masked, generator)], dim=1)
+
+
+def _moments(backend: ReferenceBackend, image: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
+    """Mean and log-variance in the sampler's scale."""
+    mean, log_variance = backend.encode_image(image.to(backend.device, backend.dtype), request.vae_tiling)
+    return mean.float(), None if log_variance is None else log_variance.float()
+
+
+def _sample(moments: tuple[Tensor, Tensor | None], generator: torch.Generator) -> Tensor:
+    """A draw from the encoder's distribution, as diffusers' `retrieve_latents`."""
+    mean, log_variance = moments
+    if log_variance is None:
+        return mean
+    noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
+    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+
+
+def _depth(request: Request, size: tuple[int, int], latent_size: tuple[int, int]) -> Tensor:
+    """[1, 1, h, w]: bicubic at latent size, then stretched to [-1, 1]; a flat map is -1 everywhere."""
+    picture = as_picture(request.depth_image)
+    array = torch.tensor(fit("depth_image", picture, *size, "stretch")).mean(dim=2)[None, None]
+    depth = torch.nn.functional.interpolate(array, latent_size, mode="bicubic", align_corners=False)
+    span = depth.max() - depth.min()
+    return 2.0 * (depth - depth.min()) / span - 1.0 if float(span) > 0.0 else torch.full_like(depth, -1.0)

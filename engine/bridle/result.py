@@ -1,0 +1,52 @@
+"""What a request gives back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from bridle.errors import BridleError
+from bridle.png_metadata import write_png
+from bridle.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """images: PIL images, or float32 [B, H, W, 3] in [0, 1] for output_type "np", or the latents for "latent".
+
+    latents: float32 [B, 4, h, w], always there. timings: seconds per stage ("text", "controls", "images", "denoise",
+    "decode"), shared by the requests of one call. request: as it was asked. backend: which one ran. metadata: what
+    `save` writes into each PNG (see `request_json`).
+    """
+
+    images: list[Image.Image] | NDArray[np.float32] | Tensor
+    latents: Tensor
+    timings: Mapping[str, float]
+    request: Request
+    backend: str
+    metadata: tuple[tuple[str, Mapping[str, object]], ...]
+
+    def save(self, path: str | Path, index: int = 0, metadata: bool = True) -> None:
+        """Writes image `index` as PNG, with the A1111 `parameters` text and the replayable request unless switched off."""
+        images = self.images
+        if not isinstance(images, list):
+            raise TypeError("save: only results with output_type='pil' can be saved as PNG")
+        if metadata:
+            parameters, request_json = self.metadata[index]
+            write_png(images[index], path, dict(request_json), parameters)
+        else:
+            images[index].save(path)
+
+
+class BatchError(BridleError):
+    """Some requests of a list failed. results: one per request, a Result or the exception that ended it."""
+
+    def __init__(self, results: list[Result | Exception]) -> None:
+        self.results = results
+        failed = [index for index, result in enumerate(results) if isinstance(result, Exception)]
+        first = results[failed[0]]
+        super().__init__(f"{len(failed)} of {len(results)} requests failed, first request {failed[0]}: {first}")

@@ -1,0 +1,165 @@
+"""The primitives: the only thing backends are given.
+
+A *row* is one U-Net evaluation in one step. Controls are lowered to the fields below; a backend evaluates a batch of rows
+without knowing which control, or which request, a row belongs to. `controls.md` section 16 derives the list.
+Shapes: R rows, C channels, h x w latent, L tokens, H heads, d head dimension.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from bridle.networks.configs import ControlNetConfig
+
+
+class Primitive(Enum):
+    """What a row may ask for. The value is the name used in messages."""
+
+    ADDITIVE_EMBEDDING = "P1 additive time embedding"
+    SECOND_ADAGN = "P1b second AdaGN condition"
+    INPUT_CHANNELS = "P2 extra input channels"
+    RESIDUALS = "P3 residual adds at named points"
+    CROSS_SEGMENTS = "P4 segmented cross-attention"
+    SELF_EXTRA_KV = "P5 self-attention with extra keys and values"
+    ATTENTION_BIAS = "P6 pre-softmax bias"
+    MAP_MIXING = "P7 post-softmax mixing"
+    MAP_CAPTURE = "P8 map capture"
+    COLUMN_MASS = "P9 column mass and rank-one update"
+    MAP_GRADIENT = "P10 map gradient"
+    LATENT_GRADIENT = "P11 latent-gradient guidance"
+    LATENT_BLEND = "P12 sampler-level blend"
+    CROSS_ROW = "P13 cross-row coupling"
+    WEIGHT_DELTAS = "P14 weight deltas"
+    PARALLEL_TRUNKS = "P15 parallel trunks"
+    STEP_TABLES = "P16 per-step tables"
+
+
+@dataclass(frozen=True, slots=True)
+class KV:
+    """Keys and values of one attention site, [Rk, L, H, d] each."""
+
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ContextPiece:
+    """Tokens that share a softmax with the other pieces of their segment.
+
+    sites: one KV per cross-attention site, in `networks.unet.attention_sites` order.
+    length: [R] int32, number of valid tokens per row (0 = dropped for that row); None = all of them.
+    """
+
+    sites: tuple[KV, ...]
+    length: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContextSegment:
+    """P4: one softmax of the cross-attention.
+
+    weight: 1.0, per row [R], or per row and latent position [R, h, w] (resized for each resolution).
+    kv_rows: [R] int32, row of K and V that each row reads; None = row r reads row r.
+    """
+
+    pieces: tuple[ContextPiece, ...]
+    weight: float | Tensor = 1.0
+    kv_rows: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """P3: `x[rows] += scale * mask * values` at one named point.
+
+    values: [r, C, h', w'] (or [1, ...], broadcast). rows: the r batch rows it is added to; None = all.
+    scale: [r] float32. mask: [r, 1, h', w'] float32 in [0, 1] or None.
+    """
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+Residuals = Mapping[str, tuple[Residual, ...]]
+"""Residuals by point: "conv_in", "block.K" (running tensor and skip copy after encoder block K), "skip.K" (skip copy only,
+after the encoder has finished), "mid" (middle block output)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """An encoder copy that is evaluated each step and whose outputs are residuals at "skip.K" and "mid" (ControlNet).
+
+    rows: the batch rows it runs on, r of them. time: [r, sumC] rows of its time table. context: its own keys and values.
+    hint: [r, C0, h, w] encoded control image. scale: [r, points] float32. mask: [r, 1, h, w] float32 or None.
+    global_pool: residuals are replaced by their spatial mean.
+    """
+
+    weights: Mapping[str, Tensor]
+    config: "ControlNetConfig"
+    rows: tuple[int, ...]
+    time: Tensor
+    context: tuple[ContextSegment, ...]
+    hint: Tensor
+    scale: Tensor
+    mask: Tensor | None = None
+    global_pool: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """One batch of U-Net evaluations.
+
+    sample: [R, 4, h, w], already multiplied by the solver's input scale.
+    time: [R, sumC] rows of the time table (P1, P16): the shift of every ResBlock, concatenated in forward order.
+    context: segments of every cross-attention (P4).
+    extra_channels: [R, Cx, h, w], appended to `sample` before conv_in (P2).
+    residuals: static residuals by point (P3). branches: networks that compute more of them each step.
+    The remaining fields have no implementation yet on any backend: anything but None is refused by name.
+    """
+
+    sample: Tensor
+    time: Tensor
+    context: tuple[ContextSegment, ...]
+    extra_channels: Tensor | None = None
+    residuals: Residuals | None = None
+    branches: tuple[Branch, ...] = ()
+    second_adagn: object | None = None
+    self_extra_kv: object | None = None
+    attention_bias: object | None = None
+    map_mixing: object | None = None
+    map_capture: object | None = None
+    column_mass: object | None = None
+    map_gradient: object | None = None
+    latent_gradient: object | None = None
+    cross_row: object | None = None
+    weight_deltas: object | None = None
+    parallel_trunks: object | None = None
+
+    def primitives(self) -> frozenset[Primitive]:
+        """The primitives these rows ask for beyond plain text-to-image."""
+        asked = {primitive for field, primitive in _FIELD_PRIMITIVES.items() if getattr(self, field) is not None}
+        if self.branches:
+            asked.add(Primitive.RESIDUALS)
+        return frozenset(asked)
+
+
+_FIELD_PRIMITIVES = {
+    "extra_channels": Primitive.INPUT_CHANNELS,
+    "residuals": Primitive.RESIDUALS,
+    "second_adagn": Primitive.SECOND_ADAGN,
+    "self_extra_kv": Primitive.SELF_EXTRA_KV,
+    "attention_bias": Primitive.ATTENTION_BIAS,
+    "map_mixing": Primitive.MAP_MIXING,
+    "map_capture": Primitive.MAP_CAPTURE,
+    "column_mass": Primitive.COLUMN_MASS,
+    "map_gradient": Primitive.MAP_GRADIENT,
+    "latent_gradient": Primitive.LATENT_GRADIENT,
+    "cross_row": Primitive.CROSS_ROW,
+    "weight_deltas": Primitive.WEIGHT_DELTAS,
+    "parallel_trunks": Primitive.PARALLEL_TRUNKS,
+}

@@ -1,0 +1,172 @@
+"""One training stage: a time budget, a loss, averaged weights, checkpoints, a log and sample sheets."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+WARMUP_STEPS = 150
+
+
+@dataclass
+class Stage:
+    """What `train` needs to know.
+
+    loss: takes a generator and the elapsed share of the budget, 0..1, and returns a scalar.
+    show: writes a sample sheet to the given path and exports; called with the averaged weights in place.
+    """
+
+    name: str
+    minutes: float
+    module: nn.Module
+    loss: Callable[[np.random.Generator, float], Tensor]
+    show: Callable[[Path], None]
+    learning_rate: float
+    ema_decay: float = 0.999
+    show_every: float = 300.0
+
+
+class Average:
+    """An exponential moving average of a module's floating-point state."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = module
+        self.decay = decay
+        self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def update(self, step: int) -> None:
+        """Follow the module; early steps count more, so that the start is forgotten soon."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, value in self.module.state_dict().items():
+                if value.is_floating_point():
+                    self.state[name].lerp_(value, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The module with the averaged weights, in evaluation mode; its own come back afterwards."""
+        own = {name: value.detach().clone() for name, value in self.module.state_dict().items()}
+        self.module.load_state_dict(self.state)
+        self.module.eval()
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(own)
+            self.module.train()
+
+
+class _Progress:
+    """All that changes during a stage, with its checkpoint on disk."""
+
+    def __init__(self, stage: Stage, folder: Path) -> None:
+        self.path = folder / f"{stage.name}.pt"
+        self.module = stage.module
+        self.optimizer = torch.optim.AdamW(
+            stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        self.average = Average(stage.module, stage.ema_decay)
+        self.step = 0
+        self.elapsed = 0.0
+        self.finished = False
+        if self.path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(saved["module"])
+        self.average.state = {
+            name: value.to(self.average.state[name].device) for name, value in saved["average"].items()
+        }
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.elapsed, self.finished = saved["step"], saved["elapsed"], saved["finished"]
+
+    def save(self) -> None:
+        """Write beside, then rename, so that an interrupted write harms nothing."""
+        saved = {
+            "module": self.module.state_dict(),
+            "average": self.average.state,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "finished": self.finished,
+        }
+        partial = self.path.with_suffix(".partial")
+        torch.save(saved, partial)
+        partial.rename(self.path)
+
+
+def train(stage: Stage, out: Path, seed: int) -> None:
+    """Run a stage, or what is left of it, and leave the averaged weights in its module."""
+    (out / "state").mkdir(parents=True, exist_ok=True)
+    (out / "sheets").mkdir(exist_ok=True)
+    progress = _Progress(stage, out / "state")
+    if not progress.finished:
+        _optimise(stage, progress, out, seed)
+        progress.finished = True
+        progress.save()
+        _show(stage, progress, out)
+    stage.module.load_state_dict(progress.average.state)
+    stage.module.eval().requires_grad_(False)
+
+
+def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
+    # A resumed run must not see the samples of its start again, so the step takes part in the seed.
+    rng = np.random.default_rng((seed, progress.step))
+    torch.manual_seed(seed * 1_000_003 + progress.step)
+    budget = stage.minutes * 60
+    stage.module.train()
+    shown, bar = progress.elapsed, tqdm(total=round(budget), initial=round(progress.elapsed), desc=stage.name, unit="s")
+    bar.mininterval = 10
+    running = 0.0
+    while progress.elapsed < budget:
+        started = time.monotonic()
+        share = progress.elapsed / budget
+        value = _step(stage, progress, rng, share)
+        running += (value - running) / min(progress.step, 100)
+        if progress.step % 50 == 0:
+            _log(out, {"stage": stage.name, "step": progress.step, "seconds": progress.elapsed, "loss": running})
+            bar.set_postfix(step=progress.step, loss=f"{running:.4f}", refresh=False)
+        if progress.elapsed - shown > stage.show_every:
+            shown = progress.elapsed
+            progress.save()
+            _show(stage, progress, out)
+        spent = time.monotonic() - started
+        progress.elapsed += spent
+        bar.update(spent)
+    bar.close()
+
+
+def _step(stage: Stage, progress: _Progress, rng: np.random.Generator, share: float) -> float:
+    """One optimiser step; returns the loss."""
+    warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
+    rate = stage.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
+    for group in progress.optimizer.param_groups:
+        group["lr"] = rate
+    loss = stage.loss(rng, share)
+    progress.optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
+    progress.optimizer.step()
+    progress.step += 1
+    progress.average.update(progress.step)
+    return float(loss.detach())
+
+
+def _show(stage: Stage, progress: _Progress, out: Path) -> None:
+    with progress.average.applied(), torch.no_grad():
+        stage.show(out / "sheets" / f"{stage.name}-{progress.step:06d}.png")
+
+
+def _log(out: Path, entry: dict[str, object]) -> None:
+    with (out / "log.jsonl").open("a") as sink:
+        sink.write(json.dumps(entry) + "\n")

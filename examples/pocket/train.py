@@ -1,0 +1,46 @@
+"""Train the pocket model from scratch: `python train.py --minutes 100 --out pocket_run`.
+
+Runs on a CPU or a GPU, resumes where it was stopped, and rewrites the exported
+pipeline in `OUT/pocket` after every stage and every few minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from autoencoder import autoencoder_stage, build_autoencoder
+from scenes import SceneImages
+from stage import train
+
+SHARES = {"autoencoder": 0.16, "denoiser": 0.58, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
+"""How the minutes are divided."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=100.0, help="budget of all stages together")
+    parser.add_argument("--out", type=Path, default=Path("pocket_run"), help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
+    parser.add_argument("--scenes", type=int, default=48_000, help="training scenes to render")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    device = torch.device(arguments.device)
+    out: Path = arguments.out
+    (out / "cache").mkdir(parents=True, exist_ok=True)
+    images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
+    autoencoder = build_autoencoder().to(device)
+    minutes = arguments.minutes
+    train(autoencoder_stage(autoencoder, images, SHARES["autoencoder"] * minutes, 16, device), out, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
