@@ -63,7 +63,11 @@ class Cancelled(BridleError):
 def _short(got: object) -> str:
     """`got` as one printable line of at most 80 characters; objects with an address in their repr become their type."""
     if got is None or isinstance(got, (bool, int, float, str, tuple, list)):
-        text = ascii(got[:80] if isinstance(got, str) else got) if _is_small(got) else f"{type(got).__name__} too long to show"
+        text = (
+            ascii(got[:80] if isinstance(got, str) else got)
+            if _is_small(got)
+            else f"{type(got).__name__} too long to show"
+        )
     else:
         text = f"{type(got).__module__}.{type(got).__qualname__}"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -93,7 +93,10 @@ CASES = {
     "weight per row": [Segment((piece(9, R, 7),), rand(10, R)), Segment((piece(11, R, 2),))],
     "weight per query": [Segment((piece(12, R, 7),), rand(13, R, N)), Segment((piece(14, R, 2),), rand(15, R, N))],
     "independent rows": [Segment((piece(16, 3, 7),), 1.0, index(2, 0, 0, 1), index(1, 1, 2, 0), index(3, 3, 0, 1))],
-    "absent rows": [Segment((piece(18, 3, 7),), 1.0, index(2, -1, 0, 1), index(2, 0, 0, -1)), Segment((piece(20, R, 2),))],
+    "absent rows": [
+        Segment((piece(18, 3, 7),), 1.0, index(2, -1, 0, 1), index(2, 0, 0, -1)),
+        Segment((piece(20, R, 2),)),
+    ],
     "lengths": [Segment((piece(22, R, 7, [7, 0, 1, 4]), piece(24, R, 3, [3, 2, 0, 1])))],
     "lengths and rows": [Segment((piece(26, 2, 7, [7, 0, 1, 4]),), 2.0, index(1, 1, 0, 0), index(1, 1, 0, 0))],
     "bias over all": [Segment((piece(28, R, 7),), bias=rand(29, R, H, N, 7))],

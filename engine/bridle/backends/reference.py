@@ -92,9 +92,7 @@ class ReferenceBackend:
             sample = rows.sample[list(branch.rows)]
             outputs = controlnet.controlnet(self.ops, branch.weights, branch.config, branch, sample)
             everyone = len(branch.rows) == rows.sample.shape[0]
-            for place, (point, values) in enumerate(
-                zip(unet.controlnet_points(branch.config), outputs, strict=True)
-            ):
+            for place, (point, values) in enumerate(zip(unet.controlnet_points(branch.config), outputs, strict=True)):
                 residual = Residual(
                     values=values.mean(dim=(2, 3), keepdim=True) if branch.global_pool else values,
                     scale=branch.scale[:, place],

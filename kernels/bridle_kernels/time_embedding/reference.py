@@ -8,9 +8,7 @@ from torch import Tensor
 LONGEST_PERIOD = 10000.0
 
 
-def time_embedding(
-    t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: torch.dtype
-) -> Tensor:
+def time_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: torch.dtype) -> Tensor:
     """[sin | cos] of t * 10000^(-i / (dim//2 - freq_shift)), or [cos | sin] if flipped: [S, dim] of `dtype`.
 
     t: [S], or [S, n], whose n embeddings are concatenated to [S, n*dim]. An odd dim ends with a zero. The angles are

@@ -173,7 +173,9 @@ def _heads(fields: Fields, levels: int) -> tuple[int, ...]:
     return fields.per_level("attention_head_dim", 8, levels)
 
 
-def _check_heads(fields: Fields, heads: tuple[int, ...], channels: tuple[int, ...], attention: tuple[bool, ...]) -> None:
+def _check_heads(
+    fields: Fields, heads: tuple[int, ...], channels: tuple[int, ...], attention: tuple[bool, ...]
+) -> None:
     field = "num_attention_heads" if fields.config.get("num_attention_heads") is not None else "attention_head_dim"
     for count, width, attends in zip(heads, channels, attention, strict=True):
         if attends:
@@ -186,7 +188,9 @@ def _added_fields(fields: Fields) -> dict[str, int | None]:
     time_dim = fields.integer("addition_time_embed_dim", 0)
     added_dim = fields.integer("projection_class_embeddings_input_dim", 0)
     if added_dim <= 6 * time_dim:
-        fields.refuse("projection_class_embeddings_input_dim", f"more than 6 * addition_time_embed_dim = {6 * time_dim}")
+        fields.refuse(
+            "projection_class_embeddings_input_dim", f"more than 6 * addition_time_embed_dim = {6 * time_dim}"
+        )
     return {"added_time_dim": time_dim, "added_dim": added_dim}
 
 
