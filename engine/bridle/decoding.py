@@ -25,7 +25,7 @@ def decode_result(
     request = prepared.request
     latents = torch.stack([track.latents for track in tracks]).float().cpu()
     metadata = tuple(
-        (a1111_parameters(prepared, seed, backend.model.name), request_to_json(request, seed, model))
+        (a1111_parameters(prepared, seed, backend.model), request_to_json(request, seed, model))
         for seed in request.seeds
     )
     if request.output_type == "latent":

@@ -125,7 +125,7 @@ def _sample(moments: tuple[Tensor, Tensor | None], generator: torch.Generator) -
     if log_variance is None:
         return mean
     noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
-    return mean + torch.exp(0.5 * log_variance.clamp(-30.0, 20.0)) * noise
+    return mean + torch.exp(0.5 * log_variance) * noise
 
 
 def _depth(request: Request, size: tuple[int, int], latent_size: tuple[int, int]) -> Tensor:

@@ -14,9 +14,11 @@ from PIL import Image
 from bridle.errors import RequestError
 from bridle.png_metadata import parameters_text
 from bridle.request import Control, ControlNet, Request, T2IAdapter
+from bridle.schedulers import a1111_names, resolve_scheduler
 
 if TYPE_CHECKING:
     from bridle.request_lowering import Prepared
+    from bridle.weights import Model
 
 FORMAT = 1
 _CONTROLS: Mapping[str, type[ControlNet] | type[T2IAdapter]] = {"ControlNet": ControlNet, "T2IAdapter": T2IAdapter}
@@ -43,19 +45,21 @@ def request_from_json(document: Mapping[str, Any]) -> tuple[Request, str]:
     return Request(controls=tuple(_control_from_json(item) for item in controls), **values), str(document["model"])
 
 
-def a1111_parameters(prepared: "Prepared", seed: int, model: str) -> str:
+def a1111_parameters(prepared: "Prepared", seed: int, model: "Model") -> str:
     """The `parameters` text that A1111 and the viewers of its images read."""
     request = prepared.request
+    sampler, schedule_type = a1111_names(resolve_scheduler(request.scheduler, model.scheduler))
     return parameters_text(
         prompt=request.prompt,
         negative_prompt=request.negative_prompt or "",
         steps=request.num_inference_steps,
-        sampler=request.scheduler if isinstance(request.scheduler, str) else prepared.table.name,
+        sampler=sampler,
+        schedule_type=schedule_type,
         guidance_scale=prepared.guidance_scale,
         seed=seed,
         width=prepared.size[1],
         height=prepared.size[0],
-        model=model,
+        model=model.name,
     )
 
 

@@ -1,17 +1,15 @@
 """The reference backend: the networks over PyTorch operators, any device and dtype. Slow and right."""
 
-from collections.abc import Mapping
+import math
 
 import torch
 from bridle_kernels.ops import Ops, ReferenceOps
 from torch import Tensor
 
 from bridle.networks import adapters, controlnet, taesd, text, unet, vae
-from bridle.networks.configs import ControlNetConfig, TaesdConfig, UNetConfig
-from bridle.rows import KV, Primitive, Residual, Rows
+from bridle.networks.configs import AdapterConfig, ControlNetConfig, TaesdConfig, UNetConfig
+from bridle.rows import KV, Primitive, Rows
 from bridle.weights import Component, Model
-
-_SERVED = frozenset({Primitive.INPUT_CHANNELS, Primitive.RESIDUALS, Primitive.CROSS_SEGMENTS})
 
 
 class ReferenceBackend:
@@ -27,7 +25,7 @@ class ReferenceBackend:
 
     def supports(self, primitives: frozenset[Primitive]) -> str | None:
         """None, or the reason why `primitives` are not served."""
-        missing = sorted(primitive.value for primitive in primitives - _SERVED)
+        missing = sorted(primitive.value for primitive in primitives - unet.SERVED)
         return f"no implementation of {', '.join(missing)} yet" if missing else None
 
     def encode_text(self, index: int, token_ids: Tensor, skip: int, final_norm: bool) -> text.TextOutput:
@@ -61,7 +59,7 @@ class ReferenceBackend:
         """[R, C0, h, w] from a control image [R, 3, H, W]."""
         return controlnet.encode_hint(self.ops, component.tensors, component.config, image)
 
-    def adapter_features(self, component: Component[adapters.AdapterConfig], image: Tensor) -> tuple[Tensor, ...]:
+    def adapter_features(self, component: Component[AdapterConfig], image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a control image [R, C, H, W], finest first."""
         return adapters.adapter(self.ops, component.tensors, component.config, image)
 
@@ -71,38 +69,19 @@ class ReferenceBackend:
         if isinstance(component.config, TaesdConfig):
             return taesd.encode(self.ops, component.tensors, component.config, image), None
         encode = vae.vae_encode_tiled if tiling else vae.vae_encode
-        return encode(self.ops, component.tensors, component.config, image)
+        mean, log_variance = encode(self.ops, component.tensors, component.config, image)
+        factor = component.config.scaling_factor
+        return mean * factor, log_variance.clamp(-30.0, 20.0) + 2.0 * math.log(factor)
 
     def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
-        """Images [R, 3, H, W] in about [-1, 1] from latents in the autoencoder's own scale."""
+        """Images [R, 3, H, W] in about [-1, 1] from latents in the sampler's scale."""
         component = self.model.vae
         if isinstance(component.config, TaesdConfig):
             return taesd.decode(self.ops, component.tensors, component.config, latents)
         decode = vae.vae_decode_tiled if tiling else vae.vae_decode
-        return decode(self.ops, component.tensors, component.config, latents)
+        return decode(self.ops, component.tensors, component.config, latents / component.config.scaling_factor)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]."""
         model = self.model.unet
-        return unet.unet(self.ops, model.tensors, model.config, rows, self._residuals(rows))
-
-    def _residuals(self, rows: Rows) -> Mapping[str, tuple[Residual, ...]]:
-        points: dict[str, tuple[Residual, ...]] = dict(rows.residuals or {})
-        for branch in rows.branches:
-            sample = rows.sample[list(branch.rows)]
-            outputs = controlnet.controlnet(self.ops, branch.weights, branch.config, branch, sample)
-            everyone = len(branch.rows) == rows.sample.shape[0]
-            for place, (point, values) in enumerate(zip(unet.controlnet_points(branch.config), outputs, strict=True)):
-                residual = Residual(
-                    values=values.mean(dim=(2, 3), keepdim=True) if branch.global_pool else values,
-                    scale=branch.scale[:, place],
-                    rows=None if everyone else branch.rows,
-                    mask=None if branch.mask is None else _mask_at(branch.mask, values),
-                )
-                points[point] = (*points.get(point, ()), residual)
-        return points
-
-
-def _mask_at(mask: Tensor, values: Tensor) -> Tensor:
-    """[r, 1, h', w']: the latent-size mask averaged over the area of each cell of a coarser level."""
-    return torch.nn.functional.adaptive_avg_pool2d(mask, values.shape[-2:])
+        return unet.unet(self.ops, model.tensors, model.config, rows, unet.all_residuals(self.ops, rows))

@@ -32,7 +32,7 @@ def lower(
         raise RequestError("T2IAdapter.model", f"an adapter with {channels} input channels", "1 or 3 input channels")
     features = backend.adapter_features(component, image.to(backend.device, backend.dtype))
     points = adapter_points(backend.model.unet.config)
-    for point, values in zip(points, features, strict=True):
+    for point, values in zip(points, features, strict=False):
         mask = latent_mask(control.mask, (values.shape[2], values.shape[3]), backend.device)
         for row in rows:
             row.residuals.append(StaticResidual(point, values, scale, mask))

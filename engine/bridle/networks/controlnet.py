@@ -26,7 +26,8 @@ def tensor_shapes(config: ControlNetConfig) -> dict[str, tuple[int, ...]]:
     expected |= shapes.conv(f"{_HINT}.conv_out", widths[-1], config.block_out_channels[0])
     for k, width in enumerate(encoder_layout(config).widths):
         expected |= shapes.conv(f"controlnet_down_blocks.{k}", width, width, 1)
-    return expected | shapes.conv("controlnet_mid_block", *config.block_out_channels[-1:] * 2, 1)
+    width = config.block_out_channels[-1]
+    return expected | shapes.conv("controlnet_mid_block", width, width, 1)
 
 
 def encode_hint(ops: Ops, weights: Mapping[str, Tensor], config: ControlNetConfig, image: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from bridle_kernels.ops import Activation, Ops
+from bridle_kernels.activation import Activation
+from bridle_kernels.ops import Ops
 from torch import Tensor
 
 Weights = Mapping[str, Tensor]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bridle_kernels.activation import Activation
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
 from torch import Tensor
@@ -78,7 +79,7 @@ def _encoder_layer(ops: Ops, weights: Weights, config: TextConfig, name: str, x:
     out = ops.attention(q, (Segment((Piece(k, v),)),), causal=True)
     x = layers.linear(ops, weights, f"{name}.self_attn.out_proj", out, residual=x)
     normed = layers.layer_norm(ops, weights, f"{name}.layer_norm2", x, config.eps)
-    activation = "quick_gelu" if config.activation == "quick_gelu" else "gelu"
+    activation: Activation = "quick_gelu" if config.activation == "quick_gelu" else "gelu"
     hidden = layers.linear(ops, weights, f"{name}.mlp.fc1", normed, activation=activation)
     return layers.linear(ops, weights, f"{name}.mlp.fc2", hidden, residual=x)
 

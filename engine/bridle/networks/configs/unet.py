@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from bridle.networks.configs.fields import MAX_DEPTH, Fields
 
@@ -135,7 +135,7 @@ class ControlNetConfig(EncoderConfig):
         )
 
 
-def _encoder_fields(fields: Fields) -> dict:
+def _encoder_fields(fields: Fields) -> dict[str, Any]:
     channels = fields.integers("block_out_channels", (320, 640, 1280, 1280))
     levels = len(channels)
     default_types = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
