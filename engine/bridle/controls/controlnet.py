@@ -29,8 +29,6 @@ def lower(
     if not scale.any():
         return
     image = control_tensor("ControlNet.image", control.image, size, control.resize)
-    if component.config.channel_order == "bgr":
-        image = image.flip(1)
     hint = backend.encode_hint(component, image.to(backend.device, backend.dtype))
     mask = latent_mask(control.mask, (hint.shape[2], hint.shape[3]), backend.device)
     for row in rows:

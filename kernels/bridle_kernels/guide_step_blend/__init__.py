@@ -7,9 +7,8 @@ Per sample p, with the terms t in term_start[p] .. term_start[p + 1]:
     x' = mask x' + (1 - mask) (k_0 known + k_1 known_noise)            where has_known[p]
 """
 
-from torch import Tensor
-
 from bridle_kernels.guide_step_blend import reference
+from torch import Tensor
 
 __all__ = ["guide_step_blend"]
 
@@ -65,7 +64,9 @@ def guide_step_blend(
 
 def _check(eps: Tensor, term_start: Tensor, latents: Tensor, history: Tensor | None, coefficients: Tensor) -> None:
     if eps.ndim != 4 or latents.ndim != 4 or eps.shape[1] != latents.shape[1]:
-        raise ValueError(f"guide_step_blend: eps is {list(eps.shape)} and latents {list(latents.shape)}, want [R, C, h, w]")
+        raise ValueError(
+            f"guide_step_blend: eps is {list(eps.shape)} and latents {list(latents.shape)}, want [R, C, h, w]"
+        )
     samples, extra = latents.shape[0], 0 if history is None else history.shape[1]
     if term_start.shape != (samples + 1,):
         raise ValueError(f"guide_step_blend: term_start is {list(term_start.shape)}, wants [{samples + 1}]")

@@ -1,0 +1,103 @@
+"""Weight files: safetensors only, header checked before the library opens them, memory-mapped."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from bridle.errors import ModelLoadError
+
+MAX_HEADER = 16 * 1024 * 1024
+MAX_TENSORS = 100_000
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_header(path: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """(dtype, shape) of every tensor. Raises ModelLoadError naming the file, and the tensor where one is at fault."""
+    if not path.is_file():
+        raise ModelLoadError(name, "is missing or not a regular file")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        if len(start) < 8:
+            raise ModelLoadError(name, f"is too short for a safetensors file: {size} bytes")
+        if start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+            raise ModelLoadError(name, "is a pickle or zip archive, not safetensors; convert it first")
+        length = int.from_bytes(start, "little")
+        if length > min(MAX_HEADER, size - 8) or length < 2:
+            raise ModelLoadError(name, f"header of {length} bytes in a file of {size}")
+        header = _parse(file.read(length), name)
+    return _check_layout(header, size - 8 - length, name)
+
+
+def read_tensors(
+    path: Path, name: str, dtype: torch.dtype | None, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor, float tensors converted to `dtype` (None = as stored)."""
+    header = read_header(path, name)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            for key, (kind, _) in header.items():
+                tensor = file.get_tensor(key)
+                if kind in _FLOATS:
+                    tensor = tensor.to(device=device, dtype=dtype or tensor.dtype)
+                    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
+                        raise ModelLoadError(name, "has NaN or infinite values", key)
+                yield key, tensor
+    except SafetensorError as problem:
+        raise ModelLoadError(name, "is not a valid safetensors file") from problem
+
+
+def _parse(raw: bytes, name: str) -> Mapping[str, object]:
+    try:
+        if not raw.startswith(b"{"):
+            raise ValueError
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as problem:
+        raise ModelLoadError(name, "header is not valid JSON") from problem
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        raise ModelLoadError(name, f"has {len(header)} tensors, at most {MAX_TENSORS}")
+    return dict(header)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise ValueError("duplicate key")
+    return dict(pairs)
+
+
+def _check_layout(header: Mapping[str, object], body: int, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Offsets tile the body exactly and agree with the shapes."""
+    spans, tensors = [], {}
+    for key, entry in header.items():
+        kind, shape, begin, end = _entry(entry, name, key)
+        if end - begin != prod(shape) * _BYTES[kind] or not 0 <= begin <= end <= body:
+            raise ModelLoadError(name, f"bytes {begin} to {end} do not hold {kind} {list(shape)}", key)
+        spans.append((begin, end))
+        tensors[key] = (kind, shape)
+    place = 0
+    for begin, end in sorted(spans):
+        if begin != place:
+            raise ModelLoadError(name, f"tensors overlap or leave a hole at byte {place}")
+        place = end
+    if place != body:
+        raise ModelLoadError(name, f"is truncated or has trailing bytes: {body} bytes of data, tensors take {place}")
+    return tensors
+
+
+def _entry(entry: object, name: str, key: str) -> tuple[str, tuple[int, ...], int, int]:
+    if isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and entry["dtype"] in _BYTES:
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if _integers(shape) and _integers(offsets) and len(offsets) == 2 and len(shape) <= 8:
+            return entry["dtype"], tuple(shape), offsets[0], offsets[1]
+    raise ModelLoadError(name, "header entry is malformed or of an unsupported type", key)
+
+
+def _integers(values: object) -> bool:
+    return isinstance(values, list) and all(type(v) is int and 0 <= v < 2**48 for v in values)
