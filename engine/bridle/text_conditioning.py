@@ -45,8 +45,8 @@ def _encode(backend: ReferenceBackend, prompts: tuple[str, str], request: Reques
     hidden, pooled = [], None
     for index, text in enumerate(texts):
         tokens = tokenize_prompt(backend.model.tokenizers[index], text, syntax=request.prompt_syntax)
-        output = backend.encode_text(index, torch.from_numpy(tokens.ids), skip, final_norm=not xl)
-        weighted = apply_weights(output.hidden, torch.from_numpy(tokens.weights).to(output.hidden))
+        output = backend.encode_text(index, torch.tensor(tokens.ids), skip, final_norm=not xl)
+        weighted = apply_weights(output.hidden, torch.tensor(tokens.weights).to(output.hidden))
         hidden.append(weighted.reshape(1, -1, weighted.shape[-1]))
         if output.pooled is not None:
             pooled = output.pooled[:1]

@@ -1,0 +1,135 @@
+"""The command line: `bridle generate` and `bridle doctor`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from PIL import Image
+
+import bridle
+from bridle.backends.choose import BACKENDS, unavailable
+from bridle.engine import POCKET, resolve_control
+from bridle.errors import BridleError, RequestError
+from bridle.png_metadata import read_png
+from bridle.request import Control
+from bridle.request_json import request_from_json
+from bridle.weights.json_file import read_json
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Controllable Stable Diffusion.")
+
+_CONTROL_HELP = "NAME=IMAGE, NAME a folder or a control of the model; then options: scale=0.8,start=0,end=1,mask=FILE"
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw; (word:1.2) weighs a word.")] = "",
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG file; image 2 of 3 is written to NAME-2.png.")
+    ] = Path("out.png"),
+    model: Annotated[str | None, typer.Option(help="Model folder. Default: the model in the package.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option("--negative-prompt", "-n")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    num_images: Annotated[int, typer.Option()] = 1,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance_scale: Annotated[float | None, typer.Option()] = None,
+    scheduler: Annotated[str | None, typer.Option(help='Such as "dpm++ 2m karras" or a diffusers class.')] = None,
+    image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
+    strength: Annotated[float, typer.Option(help="How much of it to repaint, 0 to 1.")] = 1.0,
+    mask_image: Annotated[Path | None, typer.Option(help="White is repainted.")] = None,
+    control: Annotated[list[str] | None, typer.Option(help=_CONTROL_HELP)] = None,
+    clip_skip: Annotated[int, typer.Option()] = 0,
+    vae_tiling: Annotated[bool, typer.Option("--vae-tiling")] = False,
+    backend: Annotated[str, typer.Option(help="auto, " + ", ".join(BACKENDS))] = "auto",
+    replay: Annotated[Path | None, typer.Option(help="Make the image of this PNG again; nothing else is read.")] = None,
+    metadata: Annotated[bool, typer.Option(help="Write the request into the PNG.")] = True,
+) -> None:
+    """Makes images from a prompt and control pictures."""
+    try:
+        if replay is not None:
+            request, path = _replayed(replay)
+            engine = bridle.load(path, backend=backend)
+        else:
+            engine = bridle.load(model, backend=backend)
+            request = bridle.Request(
+                prompt,
+                negative_prompt=negative_prompt,
+                seed=seed,
+                num_images=num_images,
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                scheduler=scheduler,
+                image=image,
+                strength=strength,
+                mask_image=mask_image,
+                controls=[_control(text, engine.path) for text in control or []],
+                clip_skip=clip_skip,
+                vae_tiling=vae_tiling,
+            )
+        result = engine.sample(request)
+    except BridleError as problem:
+        typer.echo(f"bridle: {problem}", err=True)
+        raise typer.Exit(2) from problem
+    assert isinstance(result, bridle.Result)
+    for index in range(request.num_images):
+        path = output if index == 0 else output.with_name(f"{output.stem}-{index + 1}{output.suffix}")
+        result.save(path, index, metadata)
+        typer.echo(f"{path}")
+
+
+@app.command()
+def doctor() -> None:
+    """Says what this computer has and which backend serves what, and why not."""
+    typer.echo(f"bridle {bridle.__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
+    capability = torch.backends.cpu.get_cpu_capability()
+    typer.echo(f"CPU: {capability}")
+    typer.echo(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'PyTorch sees none'}")
+    typer.echo(
+        f"default model: {'in the package' if (POCKET / 'model_index.json').is_file() else 'none in this installation'}"
+    )
+    for name in BACKENDS:
+        typer.echo(f"backend {name}: {unavailable(name) or 'available'}")
+
+
+def _replayed(path: Path) -> tuple[bridle.Request, str]:
+    document = read_png(path)
+    if document is None:
+        raise RequestError("replay", path.name, "a PNG that carries a bridle request")
+    return request_from_json(document)
+
+
+def _control(text: str, model: Path) -> Control:
+    """A control from NAME=IMAGE[,option=value...]; its folder's class says which kind it is."""
+    head, *options = text.split(",")
+    name, _, picture = head.partition("=")
+    if not name or not picture:
+        raise RequestError("control", text, "NAME=IMAGE[,scale=0.8,start=0,end=1,mask=FILE]")
+    folder = Path(resolve_control(model, name))
+    kind = read_json(folder / "config.json", f"{folder.name}/config.json").get("_class_name")
+    fields = dict(_option(option) for option in options)
+    if kind == "T2IAdapter":
+        return bridle.T2IAdapter(name, picture, **fields)
+    return bridle.ControlNet(name, picture, **fields)
+
+
+def _option(text: str) -> tuple[str, object]:
+    name, _, value = text.partition("=")
+    if name == "mask":
+        return name, Image.open(value)
+    if name in ("scale", "start", "end"):
+        try:
+            return name, float(value)
+        except ValueError as problem:
+            raise RequestError(f"control {name}", value, "a number") from problem
+    if name == "guess_mode" and value in ("true", "false"):
+        return name, value == "true"
+    raise RequestError("control", text, "scale=, start=, end=, mask= or guess_mode=")
+
+
+def main() -> None:
+    """Entry point of the `bridle` command."""
+    app()
