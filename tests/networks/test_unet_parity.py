@@ -221,3 +221,26 @@ def test_gradient_reaches_the_latent() -> None:
 def test_no_layer_is_zero_in_these_comparisons() -> None:
     _, weights, _ = build("sd1", 24)
     assert all(bool(tensor.any()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_stays_in_its_dtype(dtype: torch.dtype) -> None:
+    model, weights, config = build("sd2", 25)
+    inputs = make_inputs(config, 26)
+    half = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    halved = replace(inputs, sample=inputs.sample.to(dtype), context=inputs.context.to(dtype))
+    rows = make_rows(half, config, halved)
+    residual = Residual(torch.zeros(1, 1, 1, 1).expand(1, 32, 16, 16), torch.ones(1))
+    got = unet.unet(ReferenceOps(), half, config, rows, {"block.0": (residual,)})
+    assert got.dtype == rows.time.dtype == dtype
+    assert relative_l2(got, theirs(model, config, inputs)) <= (5e-2 if dtype == torch.bfloat16 else 1e-2)
+
+
+@pytest.mark.slow
+def test_full_size_sd15() -> None:
+    model = UNet2DConditionModel(cross_attention_dim=768)
+    weights = dict(randomise(model, 27))
+    config = UNetConfig.from_dict(dict(model.config), "unet/config.json")
+    inputs = make_inputs(config, 28, (64, 64), rows=2)
+    got = unet.unet(ReferenceOps(), weights, config, make_rows(weights, config, inputs), {})
+    assert relative_l2(got, theirs(model, config, inputs)) <= TOLERANCE
