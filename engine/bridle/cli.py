@@ -1,4 +1,4 @@
-"""The command line: `bridle generate` and `bridle doctor`."""
+"""The command line: `bridle generate`, `bridle doctor` and `bridle new-model`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,9 +8,11 @@ import typer
 from PIL import Image
 
 import bridle
+from bridle.architectures import ARCHITECTURES
 from bridle.backends.choose import BACKENDS, unavailable
 from bridle.engine import POCKET, resolve_control
 from bridle.errors import BridleError, RequestError
+from bridle.new_model import write_new_model
 from bridle.png_metadata import read_png
 from bridle.request import Control
 from bridle.request_json import request_from_json
@@ -93,6 +95,24 @@ def doctor() -> None:
     )
     for name in BACKENDS:
         typer.echo(f"backend {name}: {unavailable(name) or 'available'}")
+
+
+@app.command("new-model")
+def new_model(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    arch: Annotated[str, typer.Option(help=", ".join(ARCHITECTURES))] = "tiny",
+    controlnet: Annotated[bool, typer.Option("--controlnet", help="Also DIR/controlnet.")] = False,
+    t2i: Annotated[bool, typer.Option("--t2i", help="Also DIR/t2i-adapter.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    half: Annotated[bool, typer.Option("--half", help="float16 weights.")] = False,
+) -> None:
+    """Writes a folder of random weights in a published architecture, for tests and benchmarks."""
+    dtype = torch.float16 if half else torch.float32
+    try:
+        write_new_model(arch, folder, seed=seed, controlnet=controlnet, t2i=t2i, dtype=dtype, progress=True)
+    except BridleError as problem:
+        typer.echo(f"bridle: {problem}", err=True)
+        raise typer.Exit(2) from problem
 
 
 def _replayed(path: Path) -> tuple[bridle.Request, str]:
