@@ -31,5 +31,6 @@ def project_heads(
     """x @ weight.T + bias for each weight [heads*d, C], split into heads: [R, N, heads, d] each. x: [R, N, C]."""
     offsets = biases if biases is not None else [None] * len(weights)
     return tuple(
-        F.linear(x, weight, bias).unflatten(-1, (heads, -1)) for weight, bias in zip(weights, offsets, strict=True)
+        F.linear(x, weight, bias).reshape(*x.shape[:-1], heads, -1)
+        for weight, bias in zip(weights, offsets, strict=True)
     )

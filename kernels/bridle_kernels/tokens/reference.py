@@ -10,6 +10,6 @@ def tokens(x: Tensor) -> Tensor:
 
 def image(x: Tensor, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
     """[R, C, *size] of tokens [R, h*w, C], plus residual [R, C, *size]."""
-    out: Tensor = x.transpose(1, 2).unflatten(2, size)
+    out = x.transpose(1, 2).reshape(x.shape[0], x.shape[2], *size)
     # The residual comes first so that the sum takes its memory layout.
     return out if residual is None else residual + out
