@@ -83,6 +83,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
 def _model_index(architecture: Architecture) -> Config:
     index: dict[str, object] = {
         "_class_name": architecture.pipeline,
+        "_diffusers_version": "0.42.1",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", architecture.scheduler["_class_name"]],

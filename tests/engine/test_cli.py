@@ -5,10 +5,8 @@ from pathlib import Path
 import numpy as np
 from bridle.cli import app
 from PIL import Image
-from test_pipeline_parity import control_image, folder
+from runs import picture
 from typer.testing import CliRunner
-
-__all__ = ["folder"]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -16,10 +14,10 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def test_generate_and_replay(folder: Path, tmp_path: Path) -> None:
-    Image.fromarray(control_image()).save(tmp_path / "edges.png")
+    picture().save(tmp_path / "edges.png")
     first, plain, again = (tmp_path / name for name in ("first.png", "plain.png", "again.png"))
     common = ["generate", "a red circle", "--model", str(folder), "--steps", "3", "--seed", "4"]
-    control = f"canny={tmp_path / 'edges.png'},scale=0.8,end=0.9"
+    control = f"controlnet={tmp_path / 'edges.png'},scale=0.8,end=0.9"
     for arguments in (
         [*common, "-o", str(first), "--control", control],
         [*common, "-o", str(plain)],

@@ -1,4 +1,4 @@
-"""Whole pipelines against diffusers: the same folder, seed and schedule give the same latents."""
+"""Whole pipelines against diffusers: the same folder, seed and schedule give the same latents after 20 steps."""
 
 from pathlib import Path
 
@@ -7,154 +7,177 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     ControlNetModel,
-    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    HeunDiscreteScheduler,
+    StableDiffusionAdapterPipeline,
     StableDiffusionControlNetPipeline,
+    StableDiffusionDepth2ImgPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    UNet2DConditionModel,
+    StableDiffusionXLAdapterPipeline,
+    StableDiffusionXLControlNetPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLPipeline,
+    T2IAdapter,
+    UniPCMultistepScheduler,
 )
-from tiny_networks import SD1, randomise
-from tiny_tokenizer import tiny_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel
+from PIL import Image
+from runs import PROMPT, diffusers_latents, half_mask, latents, picture, rel_l2, request
+from safetensors.torch import load_file, save_file
 
-STEPS = 20
-PROMPT, NEGATIVE = "a red circle", "blue"
-
-
-def rel_l2(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
+TOLERANCE = 1e-3
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model")
-    tokenizer = tiny_tokenizer()
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(32, 32, 64, 64),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        sample_size=128,
-        layers_per_block=1,
-    )
-    types = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
-    unet = UNet2DConditionModel(**SD1, down_block_types=types)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        steps_offset=1,
-        set_alpha_to_one=False,
-    )
-    encoder = CLIPTextModel(text)
-    for seed, module in enumerate((vae, unet, encoder)):
-        randomise(module, seed)
-    StableDiffusionPipeline(
-        vae, encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
-    ).save_pretrained(path)
-    control = ControlNetModel.from_unet(unet)
-    randomise(control, 9)
-    control.save_pretrained(path / "controlnet-canny")
-    return path
+def with_input_channels(folder: Path, target: Path, channels: int) -> Path:
+    """A copy of the model folder whose U-Net takes more input channels."""
+    import json
+    import shutil
 
-
-@pytest.fixture(scope="session")
-def engine(folder: Path) -> bridle.Engine:
-    return bridle.load(folder)
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def request(**changes: object) -> bridle.Request:
-    fields: dict = {
-        "prompt": PROMPT,
-        "negative_prompt": NEGATIVE,
-        "seed": 5,
-        "num_inference_steps": STEPS,
-        "guidance_scale": 5.0,
-    }
-    return bridle.Request(**{**fields, **changes})
-
-
-def control_image() -> np.ndarray:
-    return np.random.default_rng(3).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    shutil.copytree(folder, target)
+    config = json.loads((target / "unet/config.json").read_text())
+    (target / "unet/config.json").write_text(json.dumps({**config, "in_channels": channels}))
+    file = target / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    shape = (tensors["conv_in.weight"].shape[0], channels, 3, 3)
+    tensors["conv_in.weight"] = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * (9 * channels) ** -0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target
 
 
 def test_text_to_image(folder: Path, engine: bridle.Engine) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    arguments = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": 5.0}
-    latents = pipeline(**arguments, generator=generator(5), output_type="latent").images
-    pixels = pipeline(**arguments, generator=generator(5), output_type="np").images
+    assert rel_l2(latents(engine), diffusers_latents(pipeline)) <= TOLERANCE
+    pixels = diffusers_latents(pipeline, output_type="np")
     result = engine.sample(request(output_type="np"))
-    assert rel_l2(result.latents, latents) <= 1e-3
     assert np.abs(result.images - pixels).max() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [
+        ("dpm++ 2m karras", lambda c: DPMSolverMultistepScheduler.from_config(c, use_karras_sigmas=True)),
+        ("euler a", EulerAncestralDiscreteScheduler.from_config),
+        ("heun", HeunDiscreteScheduler.from_config),
+        ("UniPCMultistepScheduler", UniPCMultistepScheduler.from_config),
+    ],
+)
+def test_schedulers(folder: Path, engine: bridle.Engine, name: str, scheduler: object) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler = scheduler(pipeline.scheduler.config)
+    assert rel_l2(latents(engine, scheduler=name), diffusers_latents(pipeline)) <= TOLERANCE
+
+
+def test_size_and_guidance_off(folder: Path, engine: bridle.Engine) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    theirs = diffusers_latents(pipeline, width=96, height=160, guidance_scale=1.0)
+    assert rel_l2(latents(engine, width=96, height=160, guidance_scale=1.0), theirs) <= TOLERANCE
+
+
+def test_clip_skip(folder: Path, engine: bridle.Engine) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    ids = pipeline.tokenizer(PROMPT, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    with torch.no_grad():
+        states = pipeline.text_encoder(ids, output_hidden_states=True).hidden_states
+        skipped = pipeline.text_encoder.final_layer_norm(states[-2])
+    theirs = diffusers_latents(pipeline, prompt=None, negative_prompt=None, prompt_embeds=skipped, guidance_scale=1.0)
+    assert rel_l2(latents(engine, clip_skip=1, guidance_scale=1.0), theirs) <= TOLERANCE
+
+
+def test_image_to_image(folder: Path, engine: bridle.Engine) -> None:
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(folder)
+    theirs = diffusers_latents(pipeline, image=picture(), strength=0.6)
+    assert rel_l2(latents(engine, image=picture(), strength=0.6), theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+@pytest.mark.parametrize("channels", [4, 9])
+def test_inpainting(folder: Path, tmp_path: Path, channels: int, strength: float) -> None:
+    own = folder if channels == 4 else with_input_channels(folder, tmp_path / "model", channels)
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(own)
+    mask = Image.fromarray(half_mask())
+    theirs = diffusers_latents(pipeline, image=picture(), mask_image=mask, strength=strength, width=128, height=128)
+    ours = latents(bridle.load(own), image=picture(), mask_image=half_mask(), strength=strength)
+    assert rel_l2(ours, theirs) <= TOLERANCE
+
+
+def test_depth(folder: Path, tmp_path: Path) -> None:
+    own = with_input_channels(folder, tmp_path / "model", 5)
+    base = StableDiffusionPipeline.from_pretrained(own)
+    pipeline = StableDiffusionDepth2ImgPipeline(
+        base.vae, base.text_encoder, base.tokenizer, base.unet, base.scheduler, None, None
+    )
+    depth = np.random.default_rng(0).random((128, 128), dtype=np.float32)
+    arguments = {"image": picture(), "strength": 0.7}
+    theirs = diffusers_latents(pipeline, depth_map=torch.from_numpy(depth)[None], **arguments)
+    assert rel_l2(latents(bridle.load(own), depth_image=depth, **arguments), theirs) <= TOLERANCE
 
 
 @pytest.mark.parametrize("guess", [False, True])
 def test_controlnet(folder: Path, engine: bridle.Engine, guess: bool) -> None:
-    net = ControlNetModel.from_pretrained(folder / "controlnet-canny")
+    net = ControlNetModel.from_pretrained(folder / "controlnet")
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(folder, controlnet=net)
-    pipeline.set_progress_bar_config(disable=True)
-    from PIL import Image
-
-    theirs = pipeline(
-        PROMPT,
-        image=Image.fromarray(control_image()),
-        negative_prompt=NEGATIVE,
-        num_inference_steps=STEPS,
-        guidance_scale=5.0,
-        generator=generator(5),
-        output_type="latent",
-        controlnet_conditioning_scale=0.7,
-        control_guidance_start=0.1,
-        control_guidance_end=0.8,
-        guess_mode=guess,
-    ).images
-    control = bridle.ControlNet("canny", control_image(), scale=0.7, start=0.1, end=0.8, guess_mode=guess)
-    ours = engine.sample(request(controls=[control], output_type="latent")).latents
-    plain = engine.sample(request(output_type="latent")).latents
-    assert rel_l2(ours, theirs) <= 1e-3
-    assert rel_l2(ours, plain) > 1e-2
+    window = {"control_guidance_start": 0.1, "control_guidance_end": 0.8}
+    theirs = diffusers_latents(pipeline, image=picture(), controlnet_conditioning_scale=0.7, guess_mode=guess, **window)
+    control = bridle.ControlNet("controlnet", picture(), scale=0.7, start=0.1, end=0.8, guess_mode=guess)
+    assert rel_l2(latents(engine, controls=[control]), theirs) <= TOLERANCE
 
 
-def test_scale_zero_is_the_plain_run(engine: bridle.Engine) -> None:
-    control = bridle.ControlNet("canny", control_image(), scale=0.0)
-    plain = engine.sample(request(output_type="latent")).latents
-    assert torch.equal(engine.sample(request(controls=[control], output_type="latent")).latents, plain)
-
-
-def test_list_equals_single_requests(engine: bridle.Engine) -> None:
-    control = bridle.ControlNet("canny", control_image(), mask=np.eye(128, dtype=bool))
-    requests = [
-        request(num_inference_steps=4, output_type="latent"),
-        request(prompt="a blue star " * 40, seed=8, num_inference_steps=7, scheduler="euler a", output_type="latent"),
-        request(num_inference_steps=5, controls=[control], guidance_scale=1.0, output_type="latent"),
+def test_several_controlnets(folder: Path, engine: bridle.Engine) -> None:
+    net = ControlNetModel.from_pretrained(folder / "controlnet")
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(folder, controlnet=[net, net])
+    theirs = diffusers_latents(
+        pipeline,
+        image=[picture(1), picture(2)],
+        controlnet_conditioning_scale=[0.7, 0.4],
+        control_guidance_start=[0.0, 0.3],
+        control_guidance_end=[0.6, 1.0],
+    )
+    controls = [
+        bridle.ControlNet("controlnet", picture(1), scale=0.7, end=0.6),
+        bridle.ControlNet("controlnet", picture(2), scale=0.4, start=0.3),
     ]
-    together = engine.sample(requests)
-    for one, result in zip(requests, together, strict=True):
-        assert rel_l2(result.latents, engine.sample(one).latents) < 1e-5
+    assert rel_l2(latents(engine, controls=controls), theirs) <= TOLERANCE
 
 
-def test_image_to_image_and_inpainting_run(engine: bridle.Engine) -> None:
-    picture = control_image()
-    mask = np.zeros((128, 128), dtype=bool)
-    mask[:, 64:] = True
-    result = engine.sample(request(image=picture, strength=0.5, num_inference_steps=6))
-    painted = engine.sample(request(image=picture, mask_image=mask, num_inference_steps=6, output_type="latent"))
-    assert result.images[0].size == (128, 128)
-    assert torch.isfinite(painted.latents).all()
+def test_adapter(folder: Path, engine: bridle.Engine) -> None:
+    adapter = T2IAdapter.from_pretrained(folder / "t2i-adapter")
+    pipeline = StableDiffusionAdapterPipeline.from_pretrained(folder, adapter=adapter)
+    theirs = diffusers_latents(pipeline, image=picture(), adapter_conditioning_scale=0.7, height=128, width=128)
+    ours = latents(engine, controls=[bridle.T2IAdapter("t2i-adapter", picture(), scale=0.7)])
+    assert rel_l2(ours, theirs) <= TOLERANCE
+
+
+def test_xl(xl_folder: Path, xl_engine: bridle.Engine) -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(xl_folder)
+    sizes = {"original_size": (256, 200), "crops_coords_top_left": (8, 16), "target_size": (128, 96)}
+    theirs = diffusers_latents(pipeline, prompt_2="a star", **sizes)
+    assert rel_l2(latents(xl_engine, prompt_2="a star", **sizes), theirs) <= TOLERANCE
+    unset = diffusers_latents(pipeline, negative_prompt=None)
+    assert rel_l2(latents(xl_engine, negative_prompt=None), unset) <= TOLERANCE
+    assert rel_l2(latents(xl_engine, negative_prompt=""), unset) > 1e-2
+
+
+def test_xl_image_to_image(xl_folder: Path, xl_engine: bridle.Engine) -> None:
+    pipeline = StableDiffusionXLImg2ImgPipeline.from_pretrained(xl_folder)
+    theirs = diffusers_latents(pipeline, image=picture(), strength=0.5)
+    assert rel_l2(latents(xl_engine, image=picture(), strength=0.5), theirs) <= TOLERANCE
+
+
+def test_xl_controlnet(xl_folder: Path, xl_engine: bridle.Engine) -> None:
+    net = ControlNetModel.from_pretrained(xl_folder / "controlnet")
+    pipeline = StableDiffusionXLControlNetPipeline.from_pretrained(xl_folder, controlnet=net)
+    theirs = diffusers_latents(pipeline, image=picture(), controlnet_conditioning_scale=0.6)
+    ours = latents(xl_engine, controls=[bridle.ControlNet("controlnet", picture(), scale=0.6)])
+    assert rel_l2(ours, theirs) <= TOLERANCE
+
+
+def test_xl_adapter(xl_folder: Path, xl_engine: bridle.Engine) -> None:
+    adapter = T2IAdapter.from_pretrained(xl_folder / "t2i-adapter")
+    pipeline = StableDiffusionXLAdapterPipeline.from_pretrained(xl_folder, adapter=adapter)
+    arguments = {"adapter_conditioning_scale": 0.7, "adapter_conditioning_factor": 0.6}
+    theirs = diffusers_latents(pipeline, image=picture(), height=128, width=128, **arguments)
+    ours = latents(xl_engine, controls=[bridle.T2IAdapter("t2i-adapter", picture(), scale=0.7, end=0.6)])
+    assert rel_l2(ours, theirs) <= TOLERANCE

@@ -1,0 +1,61 @@
+"""The same run in Bridle and in diffusers."""
+
+import bridle
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+
+PROMPT, NEGATIVE, STEPS, GUIDANCE, SEED = "a red circle", "blue", 20, 5.0, 5
+
+
+def rel_l2(ours: torch.Tensor, reference: torch.Tensor) -> float:
+    """Distance relative to the length of the reference."""
+    return float((ours - reference).norm() / reference.norm())
+
+
+def picture(seed: int = 3, width: int = 128, height: int = 128) -> Image.Image:
+    """Smooth random colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def half_mask(side: int = 128) -> np.ndarray:
+    """True in the right half."""
+    mask = np.zeros((side, side), dtype=bool)
+    mask[:, side // 2 :] = True
+    return mask
+
+
+def request(**changes: object) -> bridle.Request:
+    """The request of all tests, with changes; latents by default."""
+    fields: dict = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "seed": SEED,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "output_type": "latent",
+    }
+    return bridle.Request(**{**fields, **changes})
+
+
+def latents(engine: bridle.Engine, **changes: object) -> torch.Tensor:
+    """Bridle's latents."""
+    result = engine.sample(request(**changes))
+    assert isinstance(result, bridle.Result)
+    return result.latents
+
+
+def diffusers_latents(pipeline: DiffusionPipeline, **arguments: object) -> torch.Tensor:
+    """The latents of a diffusers pipeline for the same request."""
+    pipeline.set_progress_bar_config(disable=True)
+    common = {
+        "prompt": PROMPT,
+        "negative_prompt": NEGATIVE,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "generator": torch.Generator().manual_seed(SEED),
+        "output_type": "latent",
+    }
+    return pipeline(**{**common, **arguments}).images

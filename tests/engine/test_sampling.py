@@ -1,0 +1,172 @@
+"""What sampling promises: off means off, lists, masks, static work, callbacks, cancellation, faults, metadata."""
+
+from collections import Counter
+from pathlib import Path
+
+import bridle
+import numpy as np
+import pytest
+import torch
+from bridle.backends.reference import ReferenceBackend
+from bridle_kernels.ops import ReferenceOps
+from runs import half_mask, latents, picture, rel_l2, request
+
+CONTROLS = {
+    "controlnet": lambda **fields: bridle.ControlNet("controlnet", picture(), **fields),
+    "adapter": lambda **fields: bridle.T2IAdapter("t2i-adapter", picture(), **fields),
+}
+both = pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
+
+
+class CountingOps(ReferenceOps):
+    """Counts the calls of each op."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> object:
+        value = super().__getattribute__(name)
+        if callable(value) and not name.startswith("_"):
+            super().__getattribute__("calls")[name] += 1
+        return value
+
+
+@both
+def test_off_is_the_plain_run(engine: bridle.Engine, control: object) -> None:
+    plain = latents(engine, num_inference_steps=4)
+    for off in (control(scale=0.0), control(start=0.9, end=0.95)):
+        assert torch.equal(latents(engine, num_inference_steps=4, controls=[off]), plain)
+    assert rel_l2(latents(engine, num_inference_steps=4, controls=[control()]), plain) > 1e-3
+
+
+@both
+def test_mask(engine: bridle.Engine, control: object) -> None:
+    plain = latents(engine, num_inference_steps=1)
+    full = latents(engine, num_inference_steps=1, controls=[control()])
+    ones = latents(engine, num_inference_steps=1, controls=[control(mask=np.ones((128, 128), dtype=bool))])
+    half = latents(engine, num_inference_steps=1, controls=[control(mask=half_mask())])
+    none = latents(engine, num_inference_steps=1, controls=[control(mask=np.zeros((64, 64), dtype=bool))])
+    assert rel_l2(ones, full) < 1e-6
+    assert rel_l2(none, plain) < 1e-6
+    assert rel_l2(half, full) > 1e-3 and rel_l2(half, plain) > 1e-3
+
+
+def test_list_equals_single_requests(engine: bridle.Engine) -> None:
+    requests = [
+        request(num_inference_steps=4),
+        request(prompt="a blue star " * 40, seed=8, num_inference_steps=7, scheduler="euler a"),
+        request(num_inference_steps=5, controls=[CONTROLS["controlnet"](mask=half_mask())], guidance_scale=1.0),
+        request(num_inference_steps=6, controls=[CONTROLS["adapter"](), CONTROLS["controlnet"](guess_mode=True)]),
+        request(num_inference_steps=3, image=picture(), mask_image=half_mask(), scheduler="dpm++ 2m"),
+        request(num_inference_steps=2, width=64, height=96),
+    ]
+    for order in (requests, requests[::-1]):
+        together = engine.sample(order)
+        for one, result in zip(order, together, strict=True):
+            assert rel_l2(result.latents, engine.sample(one).latents) < 1e-5
+
+
+def test_images_of_a_request_have_seeds_of_their_own(engine: bridle.Engine) -> None:
+    several = latents(engine, seed=5, num_images=3, num_inference_steps=3, scheduler="euler a")
+    for index, seed in enumerate((5, 6, 7)):
+        assert rel_l2(several[index], latents(engine, seed=seed, num_inference_steps=3, scheduler="euler a")[0]) < 1e-5
+    chosen = latents(engine, seed=[9, 2], num_images=2, num_inference_steps=3)
+    assert rel_l2(chosen[1], latents(engine, seed=2, num_inference_steps=3)[0]) < 1e-5
+
+
+def test_prompt_weights_and_length_matter(engine: bridle.Engine) -> None:
+    plain = latents(engine, num_inference_steps=2)
+    assert rel_l2(latents(engine, num_inference_steps=2, prompt="a (red:1.4) circle"), plain) > 1e-4
+    literal = latents(engine, num_inference_steps=2, prompt="a (red:1.4) circle", prompt_syntax="plain")
+    assert rel_l2(literal, plain) > 1e-4
+    long = "a red circle " * 50
+    assert (
+        rel_l2(
+            latents(engine, num_inference_steps=2, prompt=long),
+            latents(engine, num_inference_steps=2, prompt=long + "x"),
+        )
+        > 0
+    )
+
+
+def test_static_work_is_done_once(folder: Path) -> None:
+    controls = [CONTROLS["controlnet"](), CONTROLS["adapter"]()]
+
+    def calls(steps: int) -> Counter[str]:
+        engine = bridle.load(folder)
+        assert isinstance(engine.backend, ReferenceBackend)
+        counting = CountingOps()
+        engine.backend.ops = counting
+        latents(engine, num_inference_steps=steps, controls=controls)
+        return counting.calls
+
+    two, three, five = calls(2), calls(3), calls(5)
+    for name in two:
+        assert five[name] - three[name] == 2 * (three[name] - two[name]), name
+    assert three["embedding"] == two["embedding"]
+    assert three["pixel_unshuffle"] == two["pixel_unshuffle"]
+    assert three["time_embedding"] == two["time_embedding"]
+    sites, branch_sites, projections = 32, 14, three["linear"] - two["linear"]
+    per_step = projections - sites // 2 * 0
+    assert per_step < two["linear"], (sites, branch_sites)
+
+
+def test_callback_sees_every_step_and_cancels(engine: bridle.Engine) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def observe(snapshot: bridle.StepSnapshot) -> None:
+        seen.append((snapshot.request_index, snapshot.step))
+        assert snapshot.latents.shape == snapshot.denoised.shape == (4, 16, 16)
+        if snapshot.request_index == 0 and snapshot.step == 2:
+            snapshot.cancel()
+
+    requests = [request(num_inference_steps=4), request(num_inference_steps=3, seed=9)]
+    with pytest.raises(bridle.BatchError) as caught:
+        engine.sample(requests, callback=observe)
+    stopped, finished = caught.value.results
+    assert isinstance(stopped, bridle.Cancelled) and stopped.step == 2
+    assert isinstance(finished, bridle.Result)
+    assert rel_l2(finished.latents, engine.sample(requests[1]).latents) < 1e-5
+    assert seen == [(0, 1), (1, 1), (0, 2), (1, 2), (1, 3)]
+
+
+def test_last_denoised_is_the_result(engine: bridle.Engine) -> None:
+    last: list[torch.Tensor] = []
+    result = engine.sample(request(num_inference_steps=4), callback=lambda s: last.append(s.denoised))
+    assert rel_l2(last[-1], result.latents[0]) < 0.2
+    assert rel_l2(last[0], result.latents[0]) > 1e-3
+
+
+def test_a_fault_of_one_request_leaves_the_others(engine: bridle.Engine) -> None:
+    bad = torch.full((1, 4, 16, 16), 1e38)
+    healthy = request(num_inference_steps=3, seed=9)
+    with pytest.raises(bridle.BatchError) as caught:
+        engine.sample([request(num_inference_steps=3, latents=bad), healthy])
+    fault, result = caught.value.results
+    assert isinstance(fault, bridle.NumericFault)
+    assert rel_l2(result.latents, engine.sample(healthy).latents) < 1e-5
+    with pytest.raises(bridle.NumericFault):
+        engine.sample(request(num_inference_steps=3, latents=bad))
+
+
+def test_strength_zero_and_inpainting_keep_what_they_should(engine: bridle.Engine) -> None:
+    kept = engine.sample(request(image=picture(), strength=0.0))
+    painted = latents(engine, image=picture(), mask_image=half_mask(), num_inference_steps=5)
+    assert rel_l2(painted[..., :8], kept.latents[..., :8]) < 1e-5
+    assert rel_l2(painted[..., 8:], kept.latents[..., 8:]) > 1e-2
+
+
+def test_output_types_and_tiling(engine: bridle.Engine) -> None:
+    pil = engine.sample(request(num_inference_steps=2, output_type="pil"))
+    array = engine.sample(request(num_inference_steps=2, output_type="np"))
+    tiled = engine.sample(request(num_inference_steps=2, output_type="np", vae_tiling=True))
+    assert pil.images[0].size == (128, 128) and array.images.shape == (1, 128, 128, 3)
+    assert np.abs(np.asarray(pil.images[0]) / 255.0 - array.images[0]).max() < 0.003
+    assert np.abs(tiled.images - array.images).max() < 1e-4
+    assert set(pil.timings) == {"text", "controls", "images", "denoise", "decode"}
+
+
+def test_scheduler_dictionary(engine: bridle.Engine) -> None:
+    config = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}
+    ours = latents(engine, num_inference_steps=3, scheduler=config)
+    assert rel_l2(ours, latents(engine, num_inference_steps=3, scheduler="euler")) > 1e-3
