@@ -1,7 +1,7 @@
 """The command line: `bridle generate`, `bridle doctor` and `bridle new-model`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -78,9 +78,9 @@ def generate(
         raise typer.Exit(2) from problem
     assert isinstance(result, bridle.Result)
     for index in range(request.num_images):
-        path = output if index == 0 else output.with_name(f"{output.stem}-{index + 1}{output.suffix}")
-        result.save(path, index, metadata)
-        typer.echo(f"{path}")
+        target = output if index == 0 else output.with_name(f"{output.stem}-{index + 1}{output.suffix}")
+        result.save(target, index, metadata)
+        typer.echo(f"{target}")
 
 
 @app.command()
@@ -130,7 +130,7 @@ def _control(text: str, model: Path) -> Control:
         raise RequestError("control", text, "NAME=IMAGE[,scale=0.8,start=0,end=1,mask=FILE]")
     folder = Path(resolve_control(model, name))
     kind = read_json(folder / "config.json", f"{folder.name}/config.json").get("_class_name")
-    fields = dict(_option(option) for option in options)
+    fields: dict[str, Any] = dict(_option(option) for option in options)
     if kind == "T2IAdapter":
         return bridle.T2IAdapter(name, picture, **fields)
     return bridle.ControlNet(name, picture, **fields)

@@ -79,8 +79,7 @@ class Engine:
         requests raise RequestError before any work is done.
         """
         single = isinstance(requests, Request)
-        items = [requests] if isinstance(requests, Request) else list(requests)
-        _check_requests(items)
+        items = _checked_requests(requests)
         prepared = [prepare(self.backend, request, self.control) for request in items]
         outcomes = self._run(prepared, callback, progress)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
@@ -137,12 +136,18 @@ def resolve_control(model: Path, name: str | Path) -> str | Path:
     return name
 
 
-def _check_requests(items: Sequence[object]) -> None:
+def _checked_requests(requests: object) -> list[Request]:
+    if isinstance(requests, Request):
+        return [requests]
+    if isinstance(requests, (str, bytes)) or not isinstance(requests, Sequence):
+        raise RequestError("requests", requests, "a Request or a list of them")
+    items = list(requests)
     if not 1 <= len(items) <= _MAX_REQUESTS:
         raise RequestError("requests", f"{len(items)} requests", f"1 to {_MAX_REQUESTS}")
     for index, item in enumerate(items):
         if not isinstance(item, Request):
             raise RequestError(f"requests[{index}]", item, "a Request")
+    return items
 
 
 @contextmanager

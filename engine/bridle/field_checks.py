@@ -22,8 +22,8 @@ def number(field: str, value: object, low: float, high: float) -> float:
     wants = f"a number from {low:g} to {high:g}"
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise RequestError(field, value, wants)
-    if not math.isfinite(value) or not low <= value <= high:
-        raise RequestError(field, float(value), wants)
+    if not math.isfinite(value if isinstance(value, (float, np.floating)) else 0) or not low <= value <= high:
+        raise RequestError(field, value.item() if isinstance(value, np.generic) else value, wants)
     return float(value)
 
 

@@ -62,7 +62,7 @@ def encode_images(backend: ReferenceBackend, request: Request, size: tuple[int, 
     depth = None if request.depth_image is None else _depth(request, size, latent_size).to(backend.device)
     if request.image is None:
         return EncodedImages(depth=depth)
-    image = torch.tensor(fit("image", as_picture(request.image), *size, "stretch")).permute(2, 0, 1)[None] * 2.0 - 1.0
+    image = torch.tensor(fit(as_picture(request.image), *size, "stretch")).permute(2, 0, 1)[None] * 2.0 - 1.0
     if request.mask_image is None:
         return EncodedImages(image=_moments(backend, image, request), depth=depth)
     pixel_mask = torch.tensor(fit_mask(as_mask(request.mask_image), *size) >= 0.5, dtype=torch.float32)[None, None]
@@ -131,7 +131,7 @@ def _sample(moments: tuple[Tensor, Tensor | None], generator: torch.Generator) -
 def _depth(request: Request, size: tuple[int, int], latent_size: tuple[int, int]) -> Tensor:
     """[1, 1, h, w]: bicubic at latent size, then stretched to [-1, 1]; a flat map is -1 everywhere."""
     picture = as_picture(request.depth_image)
-    array = torch.tensor(fit("depth_image", picture, *size, "stretch")).mean(dim=2)[None, None]
+    array = torch.tensor(fit(picture, *size, "stretch")).mean(dim=2)[None, None]
     depth = torch.nn.functional.interpolate(array, latent_size, mode="bicubic", align_corners=False)
     span = depth.max() - depth.min()
     return 2.0 * (depth - depth.min()) / span - 1.0 if float(span) > 0.0 else torch.full_like(depth, -1.0)

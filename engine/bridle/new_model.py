@@ -1,6 +1,7 @@
 """Model folders of random weights in a published architecture, for tests and benchmarks. No layer is left at zero."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1:
         fan_in = noise[0].numel() if "embedding" not in name or "time" in name or "add" in name else 1
-        return noise * fan_in**-0.5
+        return noise / math.sqrt(fan_in)
     return 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
 
 

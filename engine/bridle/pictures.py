@@ -68,16 +68,13 @@ def to_array(picture: Picture) -> NDArray[np.float32]:
     return picture
 
 
-def fit(field: str, picture: Picture, height: int, width: int, resize: str) -> NDArray[np.float32]:
+def fit(picture: Picture, height: int, width: int, resize: str) -> NDArray[np.float32]:
     """The picture at `height` x `width`, [H, W, 3] float32 in [0, 1].
 
-    resize: "stretch" (Lanczos to the size, as diffusers), "crop" (scaled to cover, centre cut) or "exact" (any other
-    size is a RequestError).
+    resize: "stretch" (Lanczos to the size, as diffusers) or "crop" (scaled to cover, centre cut).
     """
     if picture_size(picture) == (height, width):
         return to_array(picture)
-    if resize == "exact":
-        raise RequestError(field, picture_size(picture), f"(height, width) = {(height, width)}, or another resize mode")
     if resize == "crop":
         return to_array(_cover(picture, height, width))
     return to_array(_scale(picture, height, width))
@@ -165,7 +162,8 @@ def _scale(picture: Picture, height: int, width: int) -> Picture:
         return picture.resize((width, height), Image.Resampling.LANCZOS)
     planes = [Image.fromarray(np.ascontiguousarray(picture[:, :, c]), mode="F") for c in range(3)]
     scaled = [np.asarray(p.resize((width, height), Image.Resampling.LANCZOS)) for p in planes]
-    return np.clip(np.stack(scaled, axis=2), 0.0, 1.0)
+    clipped: NDArray[np.float32] = np.clip(np.stack(scaled, axis=2), 0.0, 1.0)
+    return clipped
 
 
 def _cover(picture: Picture, height: int, width: int) -> Picture:
@@ -175,4 +173,5 @@ def _cover(picture: Picture, height: int, width: int) -> Picture:
     scaled, top, left = _scale(picture, tall, wide), (tall - height) // 2, (wide - width) // 2
     if isinstance(scaled, Image.Image):
         return scaled.crop((left, top, left + width, top + height))
-    return scaled[top : top + height, left : left + width]
+    cut: NDArray[np.float32] = scaled[top : top + height, left : left + width]
+    return cut

@@ -12,7 +12,7 @@ from bridle.errors import LimitError, RequestError
 from bridle.image_conditioning import check_images, encode_images, start
 from bridle.lowering import RowPlan, Track
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
-from bridle.request import Control, ControlNet, Request
+from bridle.request import Control, ControlNet, Request, T2IAdapter
 from bridle.solvers import SolverTable, solver_table
 from bridle.text_conditioning import TextConditioning, encode_negative, encode_positive
 from bridle.weights import Component
@@ -40,6 +40,7 @@ def prepare(backend: ReferenceBackend, request: Request, find_control: FindContr
     check_images(backend, request)
     _check_family(backend, request)
     _check_latents(backend, request, size)
+    _check_clip_skip(backend, request)
     if request.num_images * request.num_inference_steps * size[0] * size[1] > MAX_COST:
         raise LimitError("num_images", request.num_images, f"images x steps x pixels of at most {MAX_COST}")
     table = solver_table(
@@ -52,6 +53,8 @@ def prepare(backend: ReferenceBackend, request: Request, find_control: FindContr
     default = 5.0 if backend.model.architecture == "sdxl" else 7.5
     guidance = default if request.guidance_scale is None else request.guidance_scale
     components = tuple(find_control(control) for control in request.controls)
+    for control, component in zip(request.controls, components, strict=True):
+        _check_control(control, component, size)
     return Prepared(request, table, size, guidance, components)
 
 
@@ -73,10 +76,10 @@ def lower_controls(backend: ReferenceBackend, prepared: Prepared, rows: list[Row
     for control, component in zip(prepared.request.controls, prepared.components, strict=True):
         if isinstance(control, ControlNet):
             assert isinstance(component.config, ControlNetConfig)
-            controlnet.lower(backend, control, component, rows, timesteps, prepared.size)  # type: ignore[arg-type]
+            controlnet.lower(backend, control, component, rows, timesteps, prepared.size)
         else:
             assert isinstance(component.config, AdapterConfig)
-            t2i_adapter.lower(backend, control, component, rows, len(timesteps), prepared.size)  # type: ignore[arg-type]
+            t2i_adapter.lower(backend, control, component, rows, len(timesteps), prepared.size)
 
 
 def lower_images(backend: ReferenceBackend, prepared: Prepared, rows: list[RowPlan], index: int) -> list[Track]:
@@ -142,6 +145,24 @@ def _check_family(backend: ReferenceBackend, request: Request) -> None:
     for field in ("prompt_2", "negative_prompt_2", "original_size", "target_size"):
         if getattr(request, field) is not None:
             raise RequestError(field, getattr(request, field), "None: only SDXL models have it")
+
+
+def _check_clip_skip(backend: ReferenceBackend, request: Request) -> None:
+    used = 1 if backend.model.architecture == "sdxl" else 0
+    most = min(encoder.config.layers for encoder in backend.model.text_encoders) - 1 - used
+    if request.clip_skip > most:
+        raise RequestError("clip_skip", request.clip_skip, f"at most {most} for this model")
+
+
+def _check_control(
+    control: Control, component: Component[ControlNetConfig] | Component[AdapterConfig], size: tuple[int, int]
+) -> None:
+    if isinstance(component.config, ControlNetConfig):
+        assert isinstance(control, ControlNet)
+        controlnet.check(control, component.config, size)
+    else:
+        assert isinstance(control, T2IAdapter)
+        t2i_adapter.check(control, component.config, size)
 
 
 def _check_latents(backend: ReferenceBackend, request: Request, size: tuple[int, int]) -> None:

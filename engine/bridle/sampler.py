@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -184,7 +184,7 @@ class _State:
 
 
 def _history_depth(track: Track) -> int:
-    return max(track.table.sample_coefficients.shape[1], track.table.output_coefficients.shape[1]) - 1
+    return int(max(track.table.sample_coefficients.shape[1], track.table.output_coefficients.shape[1])) - 1
 
 
 def _step_noise(track: Track, like: Tensor) -> Tensor | None:
@@ -199,7 +199,7 @@ def _step_noise(track: Track, like: Tensor) -> Tensor | None:
     return total
 
 
-def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, Tensor | None]:
+def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, Any]:
     """The kernel's terms: model output of a track = sum of its rows' outputs times their guidance coefficients."""
     counts = [len(track.rows) for track in tracks]
     total = sum(counts)
@@ -216,7 +216,7 @@ def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, 
     }
 
 
-def _known_arguments(tracks: Sequence[Track], latents: Tensor) -> dict[str, Tensor | None]:
+def _known_arguments(tracks: Sequence[Track], latents: Tensor) -> dict[str, Any]:
     """Known regions of inpainting, at the noise level after this step."""
     if all(track.known is None for track in tracks):
         return dict.fromkeys(("known", "known_noise", "known_coefficients", "mask", "has_known"))

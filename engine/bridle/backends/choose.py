@@ -56,6 +56,6 @@ def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     chosen = names.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in names.values():
+    if chosen is None or chosen not in names.values():
         raise RequestError("dtype", str(dtype), "'auto', 'float32', 'float16' or 'bfloat16'")
     return chosen

@@ -3,13 +3,21 @@
 import torch
 from torch import Tensor
 
-from bridle.pictures import fit
+from bridle.errors import RequestError
+from bridle.pictures import fit, picture_size
 from bridle.request import as_mask, as_picture
 
 
-def control_tensor(field: str, picture: object, size: tuple[int, int], resize: str) -> Tensor:
-    """[1, 3, H, W] float32 in [0, 1]. size: (height, width). Raises RequestError for resize="exact" and another size."""
-    array = fit(field, as_picture(picture), size[0], size[1], resize)
+def check_size(field: str, picture: object, size: tuple[int, int], resize: str) -> None:
+    """Raises RequestError for resize="exact" and another size. size: (height, width)."""
+    own = picture_size(as_picture(picture))
+    if resize == "exact" and own != size:
+        raise RequestError(field, own, f"(height, width) = {size}, or another resize mode")
+
+
+def control_tensor(picture: object, size: tuple[int, int], resize: str) -> Tensor:
+    """[1, 3, H, W] float32 in [0, 1]. size: (height, width)."""
+    array = fit(as_picture(picture), size[0], size[1], resize)
     return torch.tensor(array).permute(2, 0, 1)[None]
 
 

@@ -7,13 +7,21 @@ import torch
 from numpy.typing import NDArray
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.controls.control_image import control_tensor, latent_mask
+from bridle.controls.control_image import check_size, control_tensor, latent_mask
 from bridle.errors import RequestError
 from bridle.lowering import BranchPlan, RowPlan, window_scales
 from bridle.networks.configs import ControlNetConfig
 from bridle.networks.unet import controlnet_points
 from bridle.request import ControlNet
 from bridle.weights import Component
+
+
+def check(control: ControlNet, config: ControlNetConfig, size: tuple[int, int]) -> None:
+    """Raises RequestError for what does not suit the network. size: (height, width) in pixels."""
+    check_size("ControlNet.image", control.image, size, control.resize)
+    points = len(controlnet_points(config))
+    if control.layer_weights is not None and len(control.layer_weights) != points:
+        raise RequestError("ControlNet.layer_weights", f"{len(control.layer_weights)} weights", f"{points} weights")
 
 
 def lower(
@@ -28,7 +36,7 @@ def lower(
     scale = _scales(control, component.config, len(timesteps))
     if not scale.any():
         return
-    image = control_tensor("ControlNet.image", control.image, size, control.resize)
+    image = control_tensor(control.image, size, control.resize)
     hint = backend.encode_hint(component, image.to(backend.device, backend.dtype))
     mask = latent_mask(control.mask, (hint.shape[2], hint.shape[3]), backend.device)
     for row in rows:
@@ -69,8 +77,6 @@ def _scales(control: ControlNet, config: ControlNetConfig, steps: int) -> NDArra
     if control.guess_mode and not config.global_pool:
         factors = guess_factors(control.guess_scales, points)
     if control.layer_weights is not None:
-        if len(control.layer_weights) != points:
-            raise RequestError("ControlNet.layer_weights", f"{len(control.layer_weights)} weights", f"{points}")
         factors = factors * np.array(control.layer_weights)
     window = window_scales(steps, control.start, control.end, control.scale)
     return (window[:, None] * factors[None, :]).astype(np.float32)

@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.controls.control_image import control_tensor, latent_mask
+from bridle.controls.control_image import check_size, control_tensor, latent_mask
 from bridle.errors import RequestError
 from bridle.lowering import RowPlan, StaticResidual, window_scales
 from bridle.networks.configs import AdapterConfig
 from bridle.networks.unet import adapter_points
 from bridle.request import T2IAdapter
 from bridle.weights import Component
+
+
+def check(control: T2IAdapter, config: AdapterConfig, size: tuple[int, int]) -> None:
+    """Raises RequestError for what does not suit the network. size: (height, width) in pixels."""
+    check_size("T2IAdapter.image", control.image, size, control.resize)
+    if config.in_channels not in (1, 3):
+        raise RequestError("T2IAdapter.model", f"an adapter with {config.in_channels} channels", "1 or 3 channels")
 
 
 def lower(
@@ -24,12 +31,9 @@ def lower(
     scale = window_scales(steps, control.start, control.end, control.scale)
     if not scale.any():
         return
-    image = control_tensor("T2IAdapter.image", control.image, size, control.resize)
-    channels = component.config.in_channels
-    if channels == 1:
+    image = control_tensor(control.image, size, control.resize)
+    if component.config.in_channels == 1:
         image = image.mean(dim=1, keepdim=True)
-    elif channels != 3:
-        raise RequestError("T2IAdapter.model", f"an adapter with {channels} input channels", "1 or 3 input channels")
     features = backend.adapter_features(component, image.to(backend.device, backend.dtype))
     points = adapter_points(backend.model.unet.config)
     for point, values in zip(points, features, strict=False):
