@@ -25,7 +25,7 @@ CROP_SHARE = 0.7
 def build_autoencoder() -> AutoencoderKL:
     """A small AutoencoderKL with random weights."""
     levels = len(CHANNELS)
-    return AutoencoderKL(
+    autoencoder = AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -36,6 +36,17 @@ def build_autoencoder() -> AutoencoderKL:
         norm_num_groups=4,
         sample_size=SIZE,
     )
+    _quiet_posterior(autoencoder)
+    return autoencoder
+
+
+def _quiet_posterior(autoencoder: AutoencoderKL) -> None:
+    """Start with little noise on the latents: with the usual unit variance, colours take thousands of steps to appear."""
+    convolution = autoencoder.quant_conv
+    half = convolution.out_channels // 2
+    with torch.no_grad():
+        convolution.weight[half:] = 0.0
+        convolution.bias[half:] = -6.0
 
 
 def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
