@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from bridle_kernels.activation.reference import Activation, activate_in_place
 from torch import Tensor
+
+from bridle_kernels.activation.reference import Activation, activate_in_place
 
 
 def group_norm(

@@ -7,8 +7,9 @@ Per sample p, with the terms t in term_start[p] .. term_start[p + 1]:
     x' = mask x' + (1 - mask) (k_0 known + k_1 known_noise)            where has_known[p]
 """
 
-from bridle_kernels.guide_step_blend import reference
 from torch import Tensor
+
+from bridle_kernels.guide_step_blend import native, reference
 
 __all__ = ["guide_step_blend"]
 
@@ -39,9 +40,13 @@ def guide_step_blend(
     term_left: [T] int32; columns wrap modulo W. term_coefficient: [T] float32. weights: [M, h, w]. latents: [P, C, H,
     W]. history: [P, K, C, H, W]. coefficients: [P, 3 + K]; a 0 skips its term. noise, known, known_noise: [P, C, H, W].
     known_coefficients: [P, 2]. mask: [P, 1, H, W], 1 = keep the step's result. has_known: [P]. Raises ValueError.
+
+    CPU tensors without gradients run in C++, all others as the reference; both give the same bits in float32.
     """
     _check(eps, term_start, latents, history, coefficients)
-    return reference.guide_step_blend(
+    floats = [t for t in (weights, latents, history, noise, known, known_noise, mask) if t is not None]
+    serve = reference.guide_step_blend if native.refusal(eps, floats) else native.guide_step_blend
+    return serve(
         eps,
         term_start=term_start,
         term_row=term_row,

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from bridle_kernels.activation.reference import Activation, activate_in_place
 from torch import Tensor
+
+from bridle_kernels.activation.reference import Activation, activate_in_place
 
 
 def linear(

@@ -1,0 +1,10 @@
+// One function per exposed op.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace bridle::python {
+
+void bind_guide_step_blend(pybind11::module_& module);
+
+}  // namespace bridle::python

@@ -1,0 +1,48 @@
+#include "bridle/isa.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <stdexcept>
+#include <utility>
+
+namespace bridle {
+namespace {
+
+constexpr std::array<std::pair<Isa, const char*>, 3> kNames = {
+    {{Isa::kScalar, "scalar"}, {Isa::kAvx2, "avx2"}, {Isa::kAvx512, "avx512"}}};
+
+}  // namespace
+
+std::string isa_name(Isa isa) {
+  for (const auto& [known, name] : kNames) {
+    if (known == isa) return name;
+  }
+  throw std::logic_error("isa_name: unnamed instruction set");
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> found = {Isa::kScalar};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(Isa::kAvx2);
+  if (__builtin_cpu_supports("avx512f")) found.push_back(Isa::kAvx512);
+#endif
+  return found;
+}
+
+Isa isa_from_name(const std::string& name) {
+  for (const auto& [isa, known] : kNames) {
+    if (name != known) continue;
+    const std::vector<Isa> available = available_isas();
+    if (std::find(available.begin(), available.end(), isa) != available.end()) return isa;
+    throw std::invalid_argument("BRIDLE_FORCE_ISA: this CPU has no " + name);
+  }
+  throw std::invalid_argument("BRIDLE_FORCE_ISA: got '" + name + "', wants scalar, avx2 or avx512");
+}
+
+Isa active_isa() {
+  const char* forced = std::getenv("BRIDLE_FORCE_ISA");
+  return forced != nullptr && *forced != '\0' ? isa_from_name(forced) : available_isas().back();
+}
+
+}  // namespace bridle
