@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from bridle.errors import LimitError, RequestError
 from bridle.png_metadata import MAX_TEXT, parameters_text, read_parameters, read_png, write_png
-from PIL import Image
 
 REQUEST = {
     "prompt": "a \u201cred\u201d 猫\x00\ud800",

@@ -6,13 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from bridle_kernels.guide_step_blend import guide_step_blend
 from torch import Tensor
 
 from bridle.batch import Batch
 from bridle.errors import Cancelled, NumericFault
 from bridle.lowering import Track
 from bridle.rows import Rows
+from bridle_kernels.guide_step_blend import guide_step_blend
 
 
 class Evaluator(Protocol):

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor
+
 from bridle_kernels import activation as _activation
 from bridle_kernels import attention as _attention
 from bridle_kernels import conv2d as _conv2d
@@ -25,7 +27,6 @@ from bridle_kernels import tokens as _tokens
 from bridle_kernels.activation import Activation
 from bridle_kernels.attention import Segment
 from bridle_kernels.residual_add import ResidualTerm
-from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
 """Two images that are read as if their channels were concatenated."""

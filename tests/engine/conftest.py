@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import bridle
 import pytest
+
+import bridle
 from bridle.new_model import write_new_model
 
 

@@ -1,10 +1,11 @@
 """The same run in Bridle and in diffusers."""
 
-import bridle
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+
+import bridle
 
 PROMPT, NEGATIVE, STEPS, GUIDANCE, SEED = "a red circle", "blue", 20, 5.0, 5
 

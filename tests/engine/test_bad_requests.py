@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import bridle
 import numpy as np
 import pytest
 import torch
-from bridle.errors import LimitError, RequestError
 from PIL import Image
 from runs import latents, picture, request
+
+import bridle
+from bridle.errors import LimitError, RequestError
 
 NAN = math.nan
 GREY = np.full((128, 128, 3), 128, np.uint8)

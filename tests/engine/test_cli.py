@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-from bridle.cli import app
 from PIL import Image
 from runs import picture
 from typer.testing import CliRunner
+
+from bridle.cli import app
 
 
 def pixels(path: Path) -> np.ndarray:

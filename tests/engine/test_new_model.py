@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
+
 from bridle.errors import RequestError
 from bridle.new_model import write_new_model
-from safetensors.torch import load_file
 
 
 @pytest.mark.parametrize("fixture", ["folder", "xl_folder"])

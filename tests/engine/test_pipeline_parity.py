@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import bridle
 import numpy as np
 import pytest
 import torch
@@ -27,6 +26,8 @@ from diffusers import (
 from PIL import Image
 from runs import PROMPT, diffusers_latents, half_mask, latents, picture, rel_l2, request
 from safetensors.torch import load_file, save_file
+
+import bridle
 
 TOLERANCE = 1e-3
 

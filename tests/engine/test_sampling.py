@@ -3,13 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
-import bridle
 import numpy as np
 import pytest
 import torch
+from runs import half_mask, latents, picture, rel_l2, request
+
+import bridle
 from bridle.backends.reference import ReferenceBackend
 from bridle_kernels.ops import ReferenceOps
-from runs import half_mask, latents, picture, rel_l2, request
 
 CONTROLS = {
     "controlnet": lambda **fields: bridle.ControlNet("controlnet", picture(), **fields),

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from bridle_kernels import _core, available_isas
 from bridle_kernels.guide_step_blend import guide_step_blend, native, reference
 from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact, poisoned
-from torch import Tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDTHS = (1, 3, 7, 8, 9, 15, 16, 17, 33)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops, ReferenceOps
-from torch import Tensor
 
 OPS: Ops = ReferenceOps()
 

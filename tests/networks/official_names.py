@@ -5,9 +5,10 @@ Independent of the key maps that load checkpoints, so that the golden vectors te
 
 from collections.abc import Iterator, Mapping
 
+from torch import Tensor
+
 from bridle.networks.configs import AdapterConfig, ControlNetConfig, EncoderConfig, UNetConfig
 from bridle.networks.layout import Stage, decoder_layout, encoder_layout
-from torch import Tensor
 
 RES_BLOCK = {
     "norm1": "in_layers.0",

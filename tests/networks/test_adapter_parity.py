@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from diffusers import T2IAdapter
+from tiny_networks import randomise, relative_l2
+
 from bridle.networks import adapters
 from bridle.networks.configs import AdapterConfig
 from bridle_kernels.ops import ReferenceOps
-from diffusers import T2IAdapter
-from tiny_networks import randomise, relative_l2
 
 TOLERANCE = 1e-5
 

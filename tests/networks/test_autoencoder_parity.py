@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from bridle.networks import taesd, vae
-from bridle.networks.configs import TaesdConfig, VaeConfig
-from bridle_kernels.ops import ReferenceOps
 from diffusers import AutoencoderKL, AutoencoderTiny
 from tiny_networks import randomise, relative_l2
 from torch import Tensor
+
+from bridle.networks import taesd, vae
+from bridle.networks.configs import TaesdConfig, VaeConfig
+from bridle_kernels.ops import ReferenceOps
 
 TOLERANCE = 1e-5
 OPS = ReferenceOps()

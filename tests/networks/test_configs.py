@@ -3,11 +3,12 @@
 import math
 
 import pytest
-from bridle.errors import ModelLoadError
-from bridle.networks.configs import AdapterConfig, ControlNetConfig, TaesdConfig, TextConfig, UNetConfig, VaeConfig
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from tiny_networks import FAMILIES, SD1, SD2, SDXL
 from transformers import CLIPTextConfig
+
+from bridle.errors import ModelLoadError
+from bridle.networks.configs import AdapterConfig, ControlNetConfig, TaesdConfig, TextConfig, UNetConfig, VaeConfig
 
 DEFAULTS = {
     UNetConfig: dict(UNet2DConditionModel(**FAMILIES["sd1"]).config),

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from tiny_networks import FAMILIES, Inputs, encode, make_branch, make_inputs, make_rows, randomise, relative_l2
+from torch import Tensor
+
 from bridle.networks import controlnet, unet
 from bridle.networks.configs import ControlNetConfig, UNetConfig
 from bridle.rows import Branch
 from bridle_kernels.ops import ReferenceOps
-from diffusers import ControlNetModel, UNet2DConditionModel
-from tiny_networks import FAMILIES, Inputs, encode, make_branch, make_inputs, make_rows, randomise, relative_l2
-from torch import Tensor
 
 TOLERANCE = 1e-5
 HINT = {"conditioning_embedding_out_channels": (8, 12, 16, 20)}

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bridle.networks import adapters, controlnet, unet
-from bridle.networks.configs import AdapterConfig, ControlNetConfig, EncoderConfig, UNetConfig
-from bridle.rows import Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
-from bridle_kernels.ops import ReferenceOps
 from official_names import adapter_names, controlnet_names, read_official, unet_names
 from safetensors.torch import load_file
 from tiny_networks import TappingOps
 from torch import Tensor
+
+from bridle.networks import adapters, controlnet, unet
+from bridle.networks.configs import AdapterConfig, ControlNetConfig, EncoderConfig, UNetConfig
+from bridle.rows import Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
+from bridle_kernels.ops import ReferenceOps
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 2e-5

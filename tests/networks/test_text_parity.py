@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from bridle.networks import text
-from bridle.networks.configs import TextConfig
-from bridle_kernels.ops import ReferenceOps
 from tiny_networks import randomise, relative_l2
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from bridle.networks import text
+from bridle.networks.configs import TextConfig
+from bridle_kernels.ops import ReferenceOps
 
 TOLERANCE = 1e-5
 OPS = ReferenceOps()

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
+from tiny_networks import FAMILIES, Inputs, TappingOps, make_inputs, make_rows, randomise, relative_l2
+from torch import Tensor, nn
+
 from bridle.errors import UnsupportedError
 from bridle.networks import unet
 from bridle.networks.configs import UNetConfig
 from bridle.rows import ContextPiece, ContextSegment, Residual
 from bridle_kernels.ops import ReferenceOps
-from diffusers import UNet2DConditionModel
-from tiny_networks import FAMILIES, Inputs, TappingOps, make_inputs, make_rows, randomise, relative_l2
-from torch import Tensor, nn
 
 TOLERANCE = 1e-5
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from bridle.networks import unet
 from bridle.networks.configs import ControlNetConfig, EncoderConfig, UNetConfig
 from bridle.rows import Branch, ContextPiece, ContextSegment, Rows
 from bridle_kernels.ops import ReferenceOps
-from torch import Tensor, nn
 
 TOKENS = 7
 

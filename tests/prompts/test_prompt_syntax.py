@@ -1,6 +1,7 @@
 """The weighting syntax."""
 
 import pytest
+
 from bridle.errors import LimitError, RequestError
 from bridle.prompt_syntax import MAX_DEPTH, parse_prompt
 

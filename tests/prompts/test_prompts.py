@@ -5,10 +5,11 @@ import threading
 import numpy as np
 import pytest
 import torch
-from bridle.errors import LimitError, RequestError
-from bridle.prompts import MAX_CHARACTERS, PromptTokens, apply_weights, token_positions, tokenize_prompt
 from tiny_tokenizer import tiny_tokenizer
 from transformers import CLIPTokenizer
+
+from bridle.errors import LimitError, RequestError
+from bridle.prompts import MAX_CHARACTERS, PromptTokens, apply_weights, token_positions, tokenize_prompt
 
 TOKENIZER = tiny_tokenizer()
 TEXTS = [

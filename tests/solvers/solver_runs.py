@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bridle.schedulers import scheduler_class
-from bridle.solvers import SolverTable
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from bridle.schedulers import scheduler_class
+from bridle.solvers import SolverTable
 
 SHAPE = (1, 4, 5, 3)
 

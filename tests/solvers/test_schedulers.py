@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 import pytest
+from solver_runs import SD_BASE
+
 from bridle.errors import RequestError
 from bridle.schedulers import SCHEDULER_CLASSES, a1111_names, resolve_scheduler, scheduler_class, scheduler_names
-from solver_runs import SD_BASE
 
 LABELS: dict[str, tuple[str, dict[str, object]]] = {
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": False}),

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from solver_runs import SD_BASE, Run, build, deviation, inputs, own_run, start_index, table_run
+
 from bridle.errors import RequestError
 from bridle.schedulers import SCHEDULER_CLASSES
 from bridle.solvers import SolverTable, solver_table
-from solver_runs import SD_BASE, Run, build, deviation, inputs, own_run, start_index, table_run
 
 TOLERANCE = 1e-5
 """Largest float32 difference, relative to the run's largest value (samples of sigma-space schedulers start at 14.6)."""

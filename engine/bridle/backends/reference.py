@@ -3,13 +3,13 @@
 import math
 
 import torch
-from bridle_kernels.ops import Ops, ReferenceOps
 from torch import Tensor
 
 from bridle.networks import adapters, controlnet, taesd, text, unet, vae
 from bridle.networks.configs import AdapterConfig, ControlNetConfig, TaesdConfig, UNetConfig
 from bridle.rows import KV, Primitive, Rows
 from bridle.weights import Component, Model
+from bridle_kernels.ops import Ops, ReferenceOps
 
 
 class ReferenceBackend:

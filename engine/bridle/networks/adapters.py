@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.configs import AdapterConfig
+from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from bridle_kernels.attention import Piece, Segment
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers
 from bridle.networks.configs import EncoderConfig
 from bridle.networks.layout import Transformer
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
 

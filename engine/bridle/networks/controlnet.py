@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from itertools import pairwise
 
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers, shapes
@@ -11,6 +10,7 @@ from bridle.networks.configs import ControlNetConfig
 from bridle.networks.layout import encoder_layout
 from bridle.networks.trunk import make_trunk, run_encoder, run_middle
 from bridle.rows import Branch, Residual, Residuals
+from bridle_kernels.ops import Ops
 
 _HINT = "controlnet_cond_embedding"
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from bridle_kernels.activation import Activation
 from bridle_kernels.ops import Ops
-from torch import Tensor
 
 Weights = Mapping[str, Tensor]
 Pair = tuple[Tensor, Tensor]

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.configs import TaesdConfig
+from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
 

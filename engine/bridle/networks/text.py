@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bridle_kernels.activation import Activation
-from bridle_kernels.attention import Piece, Segment
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.configs import TextConfig
+from bridle_kernels.activation import Activation
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
 

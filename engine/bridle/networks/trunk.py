@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bridle_kernels.attention import Piece, Segment
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers
@@ -12,6 +10,8 @@ from bridle.networks.blocks import res_block, transformer
 from bridle.networks.configs import EncoderConfig
 from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, res_blocks, transformers
 from bridle.rows import KV, ContextSegment, Residuals
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.ops import Ops
 
 Size = tuple[int, int]
 Weight = float | Tensor

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.errors import UnsupportedError
@@ -22,6 +21,7 @@ from bridle.networks.trunk import (
     time_table,
 )
 from bridle.rows import Primitive, Residual, Residuals, Rows
+from bridle_kernels.ops import Ops
 
 __all__ = [
     "SERVED",

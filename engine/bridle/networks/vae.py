@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 
-from bridle_kernels.attention import Piece, Segment
-from bridle_kernels.ops import Ops
 from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.blocks import res_block
 from bridle.networks.configs import VaeConfig
 from bridle.networks.tiles import quarter_overlap, run_tiles
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
 
