@@ -24,7 +24,7 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         configure = [
-            *("cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
+            *("cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja"),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={build}",
