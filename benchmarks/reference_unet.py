@@ -12,13 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
 from bridle.networks import unet
 from bridle.networks.configs import UNetConfig
 from bridle.rows import ContextPiece, ContextSegment, Rows
 from bridle_kernels.ops import ReferenceOps
-from diffusers import UNet2DConditionModel
-from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 
 @dataclass(frozen=True)
