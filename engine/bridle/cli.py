@@ -43,7 +43,19 @@ def generate(
     mask_image: Annotated[Path | None, typer.Option(help="White is repainted.")] = None,
     control: Annotated[list[str] | None, typer.Option(help=_CONTROL_HELP)] = None,
     clip_skip: Annotated[int, typer.Option()] = 0,
+    prompt_2: Annotated[str | None, typer.Option(help="For SDXL's second text encoder.")] = None,
+    negative_prompt_2: Annotated[str | None, typer.Option()] = None,
+    prompt_syntax: Annotated[str, typer.Option(help="a1111 or plain")] = "a1111",
+    eta: Annotated[float, typer.Option(help="For DDIM and TCD, 0 to 1.")] = 0.0,
+    depth_image: Annotated[Path | None, typer.Option(help="For depth models.")] = None,
+    original_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
+    crop: Annotated[tuple[int, int], typer.Option(help="SDXL: top left.")] = (0, 0),
+    target_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
     vae_tiling: Annotated[bool, typer.Option("--vae-tiling")] = False,
+    tokenizer: Annotated[Path | None, typer.Option(help="Folder, for single-file checkpoints.")] = None,
+    variant: Annotated[str | None, typer.Option(help="fp16 for *.fp16.safetensors.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, " + ", ".join(BACKENDS))] = "auto",
     replay: Annotated[Path | None, typer.Option(help="Make the image of this PNG again; nothing else is read.")] = None,
     metadata: Annotated[bool, typer.Option(help="Write the request into the PNG.")] = True,
@@ -52,9 +64,13 @@ def generate(
     try:
         if replay is not None:
             request, path = _replayed(replay)
-            engine = bridle.load(path, backend=backend)
+            engine = bridle.load(
+                path, backend=backend, device=device, dtype=dtype, tokenizer=tokenizer, variant=variant
+            )
         else:
-            engine = bridle.load(model, backend=backend)
+            engine = bridle.load(
+                model, backend=backend, device=device, dtype=dtype, tokenizer=tokenizer, variant=variant
+            )
             request = bridle.Request(
                 prompt,
                 negative_prompt=negative_prompt,
@@ -70,6 +86,14 @@ def generate(
                 mask_image=mask_image,
                 controls=[_control(text, engine.path) for text in control or []],
                 clip_skip=clip_skip,
+                prompt_2=prompt_2,
+                negative_prompt_2=negative_prompt_2,
+                prompt_syntax=prompt_syntax,
+                eta=eta,
+                depth_image=depth_image,
+                original_size=original_size,
+                crops_coords_top_left=crop,
+                target_size=target_size,
                 vae_tiling=vae_tiling,
             )
         result = engine.sample(request)

@@ -1,5 +1,6 @@
 """The engine: a loaded model, shared by threads, without any state of a request."""
 
+import os
 import sys
 import threading
 import time
@@ -36,16 +37,25 @@ def load(
     dtype: str | torch.dtype = "auto",
     variant: str | None = None,
     tokenizer: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> "Engine":
     """Loads a model folder, a single-file checkpoint or a cached Hugging Face id.
 
-    variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none. Raises
+    variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none.
+    prediction_type: "epsilon" or "v_prediction", for single files of SD 2.x, which do not say. Raises
     ModelLoadError, UnsupportedError and RequestError. Never touches the network.
     """
     path = _default_model() if model is None else model
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    loaded = load_model(path, dtype=chosen_dtype, device=chosen_device, variant=variant, tokenizer=tokenizer)
+    loaded = load_model(
+        path,
+        dtype=chosen_dtype,
+        device=chosen_device,
+        variant=variant,
+        tokenizer=tokenizer,
+        prediction_type=prediction_type,
+    )
     return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype), Path(path))
 
 
@@ -126,7 +136,7 @@ class Engine:
 
 def resolve_control(model: Path, name: str | Path) -> str | Path:
     """A control that the model folder holds under that name, else the path or id itself."""
-    if Path(name).exists():
+    if os.path.exists(name):
         return name
     short = str(name)
     if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from bridle.architectures import ARCHITECTURES, Architecture, Config, adapter_config, controlnet_config
 from bridle.errors import RequestError
 from bridle.weights.folder import NETWORKS
+from bridle.weights.tokenizers import byte_symbols
 
 _MARKERS = ("<|startoftext|>", "<|endoftext|>")
 
@@ -120,13 +121,8 @@ def _write_tokenizer(folder: Path) -> None:
 
 
 def _vocabulary() -> list[str]:
-    """Byte-level BPE's stand-in for each byte, each also as a word's end, then the markers.
-
-    A byte that is no printable character is shown by the next free character from U+0100 on (CLIP, simple_tokenizer.py).
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    free = iter(range(256, 512))
-    symbols = [chr(byte) if byte in printable else chr(next(free)) for byte in range(256)]
+    """A symbol for each byte, each also as a word's end, then the markers."""
+    symbols = byte_symbols()
     return [*symbols, *(symbol + "</w>" for symbol in symbols), *_MARKERS]
 
 

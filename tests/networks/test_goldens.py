@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from official_names import adapter_names, controlnet_names, read_official, unet_names
 from safetensors.torch import load_file
 from tiny_networks import TappingOps
 from torch import Tensor
@@ -16,7 +15,14 @@ from torch import Tensor
 from bridle.networks import adapters, controlnet, unet
 from bridle.networks.configs import AdapterConfig, ControlNetConfig, EncoderConfig, UNetConfig
 from bridle.rows import Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
+from bridle.weights.key_maps import adapter_names, controlnet_names, to_diffusers, unet_names
 from bridle_kernels.ops import ReferenceOps
+
+
+def read_floats(official: Mapping[str, Tensor], names: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
+    """float32 tensors under diffusers names, by the package's own key maps."""
+    return {key: tensor.float() for key, tensor in to_diffusers(official, names, prefix).items()}
+
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 TOLERANCE = 2e-5
@@ -67,14 +73,14 @@ class Net:
 def load_unet(case: str) -> Net:
     config = UNetConfig.from_dict(SMALL_SD1, case)
     official = load(case, "weights")
-    weights = read_official(official, unet_names(config), "model.diffusion_model.")
+    weights = read_floats(official, unet_names(config), "model.diffusion_model.")
     return Net(config, weights)
 
 
 def load_branch() -> Net:
     config = ControlNetConfig.from_dict(SMALL_SD1, "controlnet/public-branch")
     official = load("controlnet/public-branch", "weights")
-    return Net(config, read_official(official, controlnet_names(config), "control_model."))
+    return Net(config, read_floats(official, controlnet_names(config), "control_model."))
 
 
 def test_every_official_tensor_is_read() -> None:
@@ -212,7 +218,7 @@ ADAPTERS = {
 def test_adapter(case: str) -> None:
     config = AdapterConfig.from_dict(ADAPTERS[case], case)
     official = load(case, "weights")
-    weights = read_official(official, adapter_names(config), "")
+    weights = read_floats(official, adapter_names(config), "")
     assert len(weights) == len(official)
     assert shapes(weights) == adapters.tensor_shapes(config)
     wanted = load(case, "outputs")

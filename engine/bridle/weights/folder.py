@@ -14,6 +14,7 @@ from bridle.schedulers import SCHEDULER_CLASSES
 from bridle.weights.json_file import read_json
 from bridle.weights.model import Component, Model
 from bridle.weights.safetensors_file import read_tensors
+from bridle.weights.tokenizers import read_tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = tuple[Any, Callable[[Any], Shapes]]
@@ -51,7 +52,7 @@ def load_folder(
     _check_context(unet_part.config, encoders)
     return Model(
         name=folder.name,
-        architecture=_architecture(unet_part.config),
+        architecture=model_architecture(unet_part.config, len(encoders), unet_part.config.cross_attention_dim == 1024),
         unet=unet_part,
         vae=vae_part,
         text_encoders=encoders,
@@ -108,9 +109,17 @@ def checked(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> Mappi
 def confined(folder: Path, name: str) -> Path:
     """`folder`/`name` if it lies inside the folder once links are followed. Raises ModelLoadError."""
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not path.resolve().is_relative_to(_root(folder).resolve()):
         raise ModelLoadError(ascii(name)[:120], "lies outside the model folder")
     return path
+
+
+def _root(folder: Path) -> Path:
+    """The folder itself; in the Hugging Face cache its repository, whose snapshots are links into it."""
+    for parent in (folder, *folder.parents):
+        if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith("models--"):
+            return parent.parent.parent
+    return folder
 
 
 def _listed(index: Mapping[str, object], name: str) -> bool:
@@ -163,10 +172,11 @@ def _shards(path: Path, index: Path) -> list[Path]:
     return [confined(path, file) for file in files]
 
 
-def _architecture(config: UNetConfig) -> str:
-    if config.added_dim is not None:
+def model_architecture(config: UNetConfig, encoders: int, open_clip: bool) -> str:
+    """ "sd1", "sd2" or "sdxl". open_clip: whether the first text encoder is OpenCLIP's."""
+    if config.added_dim is not None or encoders > 1:
         return "sdxl"
-    return "sd2" if config.cross_attention_dim == 1024 else "sd1"
+    return "sd2" if open_clip else "sd1"
 
 
 def _check_context(config: UNetConfig, encoders: tuple[Component[Any], ...]) -> None:
@@ -180,18 +190,10 @@ def _check_context(config: UNetConfig, encoders: tuple[Component[Any], ...]) -> 
 def _scheduler(folder: Path) -> Mapping[str, object]:
     label = "scheduler/scheduler_config.json"
     config = dict(read_json(confined(folder, "scheduler") / "scheduler_config.json", label))
-    if config.get("_class_name") not in SCHEDULER_CLASSES:
+    if str(config.get("_class_name")) not in SCHEDULER_CLASSES:
         raise ModelLoadError(label, f"names no known scheduler: {ascii(config.get('_class_name'))[:60]}")
     return config
 
 
 def _tokenizer(folder: Path, name: str, given: str | Path | None) -> Any:
-    from transformers import CLIPTokenizer
-
-    path = confined(folder, name) if given is None else Path(given)
-    if not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json")):
-        raise ModelLoadError(name, "has no vocab.json or tokenizer.json; pass tokenizer=FOLDER")
-    try:
-        return CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
-    except Exception as problem:  # third-party parser of files from outside
-        raise ModelLoadError(name, f"cannot be read as a CLIP tokenizer ({type(problem).__name__})") from problem
+    return read_tokenizer(confined(folder, name) if given is None else Path(given), name)

@@ -35,6 +35,12 @@ def read_header(path: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]
     return _check_layout(header, size - 8 - length, name)
 
 
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """The free-form metadata of a file that `read_header` has accepted."""
+    with safe_open(str(path), framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
 def read_tensors(
     path: Path, name: str, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
@@ -92,9 +98,15 @@ def _check_layout(header: Mapping[str, object], body: int, name: str) -> dict[st
 
 
 def _entry(entry: object, name: str, key: str) -> tuple[str, tuple[int, ...], int, int]:
-    if isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and entry["dtype"] in _BYTES:
+    if isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"} and str(entry["dtype"]) in _BYTES:
         shape, offsets = entry["shape"], entry["data_offsets"]
-        if _integers(shape) and _integers(offsets) and len(offsets) == 2 and len(shape) <= 8:
+        if (
+            isinstance(entry["dtype"], str)
+            and _integers(shape)
+            and _integers(offsets)
+            and len(offsets) == 2
+            and len(shape) <= 8
+        ):
             return entry["dtype"], tuple(shape), offsets[0], offsets[1]
     raise ModelLoadError(name, "header entry is malformed or of an unsupported type", key)
 
