@@ -10,7 +10,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from autoencoder import autoencoder_stage, build_autoencoder
+from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
+from controls import HINTS, build_control, control_stage
+from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
 from scenes import SceneImages
 from stage import train
 
@@ -38,8 +40,19 @@ def main() -> None:
     (out / "cache").mkdir(parents=True, exist_ok=True)
     images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
     autoencoder = build_autoencoder().to(device)
-    minutes = arguments.minutes
-    train(autoencoder_stage(autoencoder, images, SHARES["autoencoder"] * minutes, 16, device), out, arguments.seed)
+    minutes = {name: share * arguments.minutes for name, share in SHARES.items()}
+    train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16, device), out, arguments.seed)
+    latents = encode_all(autoencoder, images, out / "cache" / "latents.npy", device)
+    autoencoder.register_to_config(scaling_factor=measure_scale(latents))
+    denoiser = Denoiser().to(device)
+    tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
+    batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
+    pocket = out / "pocket"
+    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 64, pocket), out, arguments.seed)
+    for name in HINTS:
+        control = build_control(name, denoiser).to(device)
+        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32, pocket)
+        train(stage, out, arguments.seed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+"""Stage two: the text encoder and the U-Net, trained together on the latents of the scenes."""
+
+from __future__ import annotations
+
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from captions import describe
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from sheets import save_sheet
+from stage import Stage
+from tokenizer import MAX_TOKENS, build_tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import CLIPTextConfig, CLIPTextModel
+from world import SIZE, seeded_scene
+
+WIDTH = 128
+"""Of the text features."""
+CHANNELS = (64, 128, 160)
+CAPTIONS_PER_SCENE = 4
+CAPTION_DROPOUT = 0.1
+SHEET_PROMPTS = (
+    "a red circle left of a blue star",
+    "a green square above a yellow heart",
+    "three purple triangles on a gray background",
+    "a large orange ring",
+    "a pink crescent and a cyan cross",
+    "two small blue hearts",
+    "a yellow star right of a green circle",
+    "a red cross below a purple ring on a blue background",
+)
+
+
+class Denoiser(nn.Module):
+    """The text encoder and the U-Net as one module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokenizer = build_tokenizer()
+        end = self.tokenizer.eos_token_id
+        self.text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=4 * WIDTH,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                max_position_embeddings=MAX_TOKENS,
+                bos_token_id=self.tokenizer.bos_token_id,
+                eos_token_id=end,
+                pad_token_id=end,
+            )
+        )
+        self.unet = UNet2DConditionModel(
+            sample_size=SIZE // 8,
+            block_out_channels=CHANNELS,
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=WIDTH,
+            attention_head_dim=4,
+            norm_num_groups=32,
+        )
+
+    def tokens(self, prompts: list[str]) -> Tensor:
+        """[n, 77] int64."""
+        return self.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule of training and, with trailing steps, of sampling."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+
+
+def caption_tokens(denoiser: Denoiser, count: int, path: Path) -> npt.NDArray[np.int16]:
+    """[count, captions, 77], several captions of every training scene, kept in a file."""
+    if not path.exists():
+        with get_context("fork").Pool(2) as pool:
+            texts = [text for group in pool.imap(_captions, range(count), chunksize=500) for text in group]
+        ids = denoiser.tokens(texts).numpy().astype(np.int16)
+        np.save(path.with_suffix(".partial.npy"), ids.reshape(count, CAPTIONS_PER_SCENE, MAX_TOKENS))
+        path.with_suffix(".partial.npy").rename(path)
+    loaded: npt.NDArray[np.int16] = np.load(path)
+    return loaded
+
+
+def _captions(seed: int) -> list[str]:
+    scene, rng = seeded_scene(seed), np.random.default_rng((seed, 1))
+    return [describe(scene, rng).text for _ in range(CAPTIONS_PER_SCENE)]
+
+
+class NoisyBatches:
+    """Random latents with noise and captions; the velocity target of progressive distillation (arXiv 2202.00512)."""
+
+    def __init__(
+        self, denoiser: Denoiser, latents: Tensor, scale: float, tokens: npt.NDArray[np.int16], device: torch.device
+    ) -> None:
+        self.latents, self.scale, self.tokens, self.device = latents, scale, tokens, device
+        self.scheduler = build_scheduler()
+        self.empty = denoiser.tokens([""])[0]
+
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.int64], Tensor, Tensor, Tensor, Tensor]:
+        """Scene indices, noisy latents, timesteps, tokens [size, 77], target velocity."""
+        indices = rng.integers(len(self.latents), size=size)
+        clean = self.latents[torch.from_numpy(indices)].float().to(self.device) * self.scale
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(0, 1000, (size,), device=self.device)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)
+        target = self.scheduler.get_velocity(clean, noise, timesteps)
+        captions = self.tokens[indices, rng.integers(CAPTIONS_PER_SCENE, size=size)].astype(np.int64)
+        tokens = torch.from_numpy(captions)
+        tokens[torch.from_numpy(rng.random(size) < CAPTION_DROPOUT)] = self.empty
+        return indices, noisy, timesteps, tokens.to(self.device), target
+
+
+def build_pipeline(autoencoder: AutoencoderKL, denoiser: Denoiser) -> StableDiffusionPipeline:
+    """The diffusers pipeline of the parts."""
+    return StableDiffusionPipeline(
+        vae=autoencoder,
+        text_encoder=denoiser.text_encoder,
+        tokenizer=denoiser.tokenizer,
+        unet=denoiser.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def denoiser_stage(
+    denoiser: Denoiser, batches: NoisyBatches, autoencoder: AutoencoderKL, minutes: float, batch: int, export: Path
+) -> Stage:
+    """Training of text encoder and U-Net; every sheet also rewrites the exported pipeline."""
+
+    def loss(rng: np.random.Generator, share: float) -> Tensor:
+        _, noisy, timesteps, tokens, target = batches.draw(rng, batch)
+        context = denoiser.text_encoder(tokens).last_hidden_state
+        return functional.mse_loss(denoiser.unet(noisy, timesteps, context).sample, target)
+
+    def show(path: Path) -> None:
+        pipeline = build_pipeline(autoencoder, denoiser)
+        pipeline.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(2 * len(SHEET_PROMPTS))]
+        prompts = [prompt for prompt in SHEET_PROMPTS for _ in range(2)]
+        images = pipeline(
+            prompts, guidance_scale=5.0, num_inference_steps=25, generator=generators, output_type="np"
+        ).images
+        save_sheet(path, (images * 255).round().astype(np.uint8), columns=8)
+        export_pipeline(pipeline, export)
+
+    return Stage("denoiser", minutes, denoiser, loss, show, learning_rate=8e-4, ema_decay=0.9995, show_every=900.0)
+
+
+def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:
+    """float16 safetensors in diffusers' layout; the modules themselves stay as they are."""
+    parts = {"unet": pipeline.unet, "vae": pipeline.vae, "text_encoder": pipeline.text_encoder}
+    pipeline.save_pretrained(folder)
+    for name, module in parts.items():
+        own = {key: value.detach().clone() for key, value in module.state_dict().items()}
+        module.half().save_pretrained(folder / name)
+        module.float().load_state_dict(own)
