@@ -10,7 +10,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-ROOTS = ("engine", "kernels")
+ROOTS = ("engine", "kernels", "exporters")
 
 
 class CMakeBuild(build_ext):

@@ -144,32 +144,26 @@ class SamplePass {
 
   void step(int64_t p, int64_t c, int64_t y) {
     const float* coefficients = a_.coefficients.data() + p * (3 + s_.history);
-    bool started = false;
-    add_to(stepped_, a_.latents, {p, c, y}, coefficients[0], started);
-    if (coefficients[1] != 0.0f) add_to(stepped_, guided_.data(), coefficients[1], started);
-    if (a_.noise) add_to(stepped_, a_.noise, {p, c, y}, coefficients[2], started);
-    for (int64_t k = 0; k < s_.history; ++k) add_to(stepped_, a_.history, {p, k, c, y}, coefficients[3 + k], started);
-    if (!started) k_.scale(stepped_.data(), read(a_.latents, {p, c, y}, s_.width, scratch_.data()), 0.0f, s_.width);
+    std::fill(stepped_.begin(), stepped_.end(), 0.0f);
+    add_to(stepped_, a_.latents, {p, c, y}, coefficients[0]);
+    if (coefficients[1] != 0.0f) k_.accumulate(stepped_.data(), guided_.data(), coefficients[1], s_.width);
+    if (a_.noise) add_to(stepped_, a_.noise, {p, c, y}, coefficients[2]);
+    for (int64_t k = 0; k < s_.history; ++k) add_to(stepped_, a_.history, {p, k, c, y}, coefficients[3 + k]);
   }
 
   void blend(int64_t p, int64_t c, int64_t y) {
     const float* coefficients = a_.known_coefficients.data() + 2 * p;
-    bool started = false;
-    add_to(level_, a_.known, {p, c, y}, coefficients[0], started);
-    add_to(level_, a_.known_noise, {p, c, y}, coefficients[1], started);
-    if (!started) k_.scale(level_.data(), read(a_.latents, {p, c, y}, s_.width, scratch_.data()), 0.0f, s_.width);
+    std::fill(level_.begin(), level_.end(), 0.0f);
+    add_to(level_, a_.known, {p, c, y}, coefficients[0]);
+    add_to(level_, a_.known_noise, {p, c, y}, coefficients[1]);
     k_.blend(stepped_.data(), read(a_.mask, {p, 0, y}, s_.width, scratch_.data()), level_.data(), s_.width);
   }
 
   // A coefficient of 0 skips its term: 0 * Inf would be NaN.
-  void add_to(std::vector<float>& total, const Strided& tensor, std::initializer_list<int64_t> index, float coefficient,
-              bool& started) {
-    if (coefficient != 0.0f) add_to(total, read(tensor, index, s_.width, scratch_.data()), coefficient, started);
-  }
-
-  void add_to(std::vector<float>& total, const float* term, float coefficient, bool& started) {
-    (started ? k_.accumulate : k_.scale)(total.data(), term, coefficient, s_.width);
-    started = true;
+  void add_to(std::vector<float>& total, const Strided& tensor, std::initializer_list<int64_t> index,
+              float coefficient) {
+    if (coefficient == 0.0f) return;
+    k_.accumulate(total.data(), read(tensor, index, s_.width, scratch_.data()), coefficient, s_.width);
   }
 
   static int64_t offset(const Strided& tensor, std::initializer_list<int64_t> index) {

@@ -6,7 +6,6 @@
 namespace bridle {
 
 struct RowKernels {
-  void (*scale)(float* total, const float* term, float coefficient, int64_t n);       // total = c term
   void (*accumulate)(float* total, const float* term, float coefficient, int64_t n);  // total += c term
   void (*accumulate_weighted)(float* total, const float* term, const float* weight, float coefficient,
                               int64_t n);                                     // total += (c term) weight

@@ -14,11 +14,6 @@ template <class V>
 struct RowLoops {
   static constexpr int64_t kLanes = V::kLanes;
 
-  static void scale(float* total, const float* term, float coefficient, int64_t n) {
-    const auto c = V::broadcast(coefficient);
-    for_each(total, n, [&](float* t, int64_t i, int64_t count) { V::store(t, V::multiply(load(term + i, count), c)); });
-  }
-
   static void accumulate(float* total, const float* term, float coefficient, int64_t n) {
     const auto c = V::broadcast(coefficient);
     for_each(total, n, [&](float* t, int64_t i, int64_t count) {
@@ -46,9 +41,7 @@ struct RowLoops {
   static void widen_half(float* out, const uint16_t* in, int64_t n) { widen(out, in, n, V::from_half); }
   static void widen_bfloat16(float* out, const uint16_t* in, int64_t n) { widen(out, in, n, V::from_bfloat16); }
 
-  static constexpr RowKernels kernels() {
-    return {scale, accumulate, accumulate_weighted, blend, widen_half, widen_bfloat16};
-  }
+  static constexpr RowKernels kernels() { return {accumulate, accumulate_weighted, blend, widen_half, widen_bfloat16}; }
 
  private:
   // Calls body(pointer to kLanes readable and writable floats, index, valid lanes) for the whole row.

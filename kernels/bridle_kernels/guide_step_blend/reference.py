@@ -63,9 +63,8 @@ def _add_term(
 
 def _weighted_sum(terms: list[Tensor | None], coefficients: list[float], like: Tensor) -> Tensor:
     """Sum in order; a coefficient of 0 skips its term, so that an infinity there has no influence."""
-    total: Tensor | None = None
+    total = torch.zeros_like(like)
     for term, coefficient in zip(terms, coefficients, strict=True):
         if term is not None and coefficient != 0.0:
-            value = term.to(like.dtype) * coefficient
-            total = value if total is None else total + value
-    return like * 0.0 if total is None else total
+            total = total + term.to(like.dtype) * coefficient
+    return total

@@ -1,0 +1,147 @@
+"""The GPU kernel. One program per sample and block of pixels; float32 arithmetic in the definition's order, no atomics."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 256
+
+
+@triton.jit
+def _add(total, pointers, coefficient, valid):
+    if coefficient != 0.0:
+        total += tl.load(pointers, mask=valid, other=0.0) * coefficient
+    return total
+
+
+@triton.jit
+def _kernel(
+    eps,
+    term_start,
+    term_row,
+    term_coefficient,
+    term_weight,
+    term_top,
+    term_left,
+    weights,
+    latents,
+    history,
+    coefficients,
+    noise,
+    known,
+    known_noise,
+    known_coefficients,
+    mask,
+    has_known,
+    out,
+    model_output,
+    height,
+    width,
+    window_height,
+    window_width,
+    channels,
+    HISTORY: tl.constexpr,
+    NOISE: tl.constexpr,
+    WEIGHTS: tl.constexpr,
+    KNOWN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    # 64-bit offsets: a batch of large latents passes 2^31 elements.
+    p = tl.program_id(0).to(tl.int64)
+    plane = height.to(tl.int64) * width
+    count = channels * plane
+    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = i < count
+    c = i // plane
+    y = (i % plane) // width
+    x = i % width
+    here = p * count + i
+    m = tl.zeros([BLOCK], tl.float32)
+    for t in range(tl.load(term_start + p), tl.load(term_start + p + 1)):
+        line = y - tl.load(term_top + t)
+        column = (x - tl.load(term_left + t) + width) % width
+        covered = valid & (line >= 0) & (line < window_height) & (column < window_width)
+        cell = line * window_width + column
+        row = tl.load(term_row + t).to(tl.int64)
+        plane_of_row = (row * channels + c) * window_height * window_width
+        value = tl.load(eps + plane_of_row + cell, mask=covered, other=0.0).to(tl.float32)
+        value = value * tl.load(term_coefficient + t)
+        if WEIGHTS:
+            index = tl.load(term_weight + t).to(tl.int64)
+            if index >= 0:
+                cells = weights + index * window_height * window_width + cell
+                value = value * tl.load(cells, mask=covered, other=0.0)
+        m = tl.where(covered, m + value, m)
+    tl.store(model_output + here, m, mask=valid)
+    # A coefficient of 0 skips its term: 0 * Inf would be NaN.
+    own = coefficients + p * (3 + HISTORY)
+    total = _add(tl.zeros([BLOCK], tl.float32), latents + here, tl.load(own), valid)
+    b = tl.load(own + 1)
+    if b != 0.0:
+        total += m * b
+    if NOISE:
+        total = _add(total, noise + here, tl.load(own + 2), valid)
+    for h in range(HISTORY):
+        total = _add(total, history + (p * HISTORY + h) * count + i, tl.load(own + 3 + h), valid)
+    if KNOWN:
+        if tl.load(has_known + p) != 0:
+            level = _add(tl.zeros([BLOCK], tl.float32), known + here, tl.load(known_coefficients + 2 * p), valid)
+            level = _add(level, known_noise + here, tl.load(known_coefficients + 2 * p + 1), valid)
+            inside = tl.load(mask + p * plane + i % plane, mask=valid, other=0.0)
+            total = inside * total + (1.0 - inside) * level
+    tl.store(out + here, total, mask=valid)
+
+
+def guide_step_blend(
+    eps: Tensor,
+    *,
+    term_start: Tensor,
+    term_row: Tensor,
+    term_coefficient: Tensor,
+    term_weight: Tensor,
+    term_top: Tensor,
+    term_left: Tensor,
+    weights: Tensor | None,
+    latents: Tensor,
+    history: Tensor | None,
+    coefficients: Tensor,
+    noise: Tensor | None,
+    known: Tensor | None,
+    known_noise: Tensor | None,
+    known_coefficients: Tensor | None,
+    mask: Tensor | None,
+    has_known: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `bridle_kernels.guide_step_blend`. All tensors on one GPU; strided ones are made contiguous."""
+    latents = latents.contiguous()
+    samples, channels, height, width = latents.shape
+    out, model_output = torch.empty_like(latents), torch.empty_like(latents)
+
+    def ready(tensor: Tensor | None) -> Tensor:
+        return out if tensor is None else tensor.contiguous()
+
+    grid = (samples, triton.cdiv(channels * height * width, BLOCK))
+    kernel: Any = _kernel[grid]
+    kernel(
+        *(ready(t) for t in (eps, term_start, term_row, term_coefficient, term_weight, term_top, term_left, weights)),
+        latents,
+        *(ready(t) for t in (history, coefficients, noise, known, known_noise, known_coefficients, mask, has_known)),
+        out,
+        model_output,
+        height,
+        width,
+        eps.shape[2],
+        eps.shape[3],
+        channels,
+        HISTORY=0 if history is None else history.shape[1],
+        NOISE=noise is not None,
+        WEIGHTS=weights is not None,
+        KNOWN=known is not None,
+        BLOCK=BLOCK,
+        # The definition rounds after every multiplication and every addition.
+        enable_fp_fusion=False,
+    )
+    return out, model_output

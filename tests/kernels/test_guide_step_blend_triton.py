@@ -1,0 +1,54 @@
+"""The Triton kernel in Triton's interpreter, in a process of its own: the interpreter is chosen at import."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+HERE = Path(__file__).parent
+
+PROGRAM = """
+import torch
+from numerics import assert_as_good_as_peer, assert_integer_exact
+from test_guide_step_blend import CASES, Case, arguments, converted, magnitudes
+from bridle_kernels.guide_step_blend import reference, triton
+
+checked = 0
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for seed, case in enumerate([*CASES[::2], CASES[-3], CASES[-2]]):
+        given = arguments(case, seed=seed, dtype=dtype)
+        exact = reference.guide_step_blend(**converted(given, lambda v: v.double()))
+        peer = reference.guide_step_blend(**given)
+        ours = triton.guide_step_blend(**given)
+        for one, best, other, magnitude in zip(ours, exact, peer, magnitudes(given), strict=True):
+            assert_as_good_as_peer(one, best, other, magnitude, depth=24)
+        checked += 1
+for case in CASES[:9]:
+    given = arguments(case, seed=7, integers=True)
+    exact = reference.guide_step_blend(**converted(given, lambda v: v.double()))
+    for one, best in zip(triton.guide_step_blend(**given), exact, strict=True):
+        assert_integer_exact(one, best)
+    checked += 1
+given = arguments(Case(samples=3, noise=False), seed=11)
+given["mask"][:] = 1.0
+given["coefficients"][1, 0] = 0.0
+want = triton.guide_step_blend(**given)[0]
+for sample, value in ((0, float("nan")), (1, float("inf"))):
+    poisoned = {**given, "latents": given["latents"].clone()}
+    poisoned["latents"][sample, 1, 2, 3] = value
+    changed = int((triton.guide_step_blend(**poisoned)[0] != want).sum())
+    assert changed == (1 if sample == 0 else 0), changed
+print(checked, "cases")
+"""
+
+
+def test_in_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    outcome = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    assert int(outcome.stdout.split()[-2]) >= 30, outcome.stdout
