@@ -1,11 +1,12 @@
 """The command line: `bridle generate`, `bridle doctor` and `bridle new-model`."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
-from PIL import Image
 
 import bridle
 from bridle.architectures import ARCHITECTURES
@@ -31,13 +32,15 @@ def generate(
     ] = Path("out.png"),
     model: Annotated[str | None, typer.Option(help="Model folder. Default: the model in the package.")] = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative-prompt", "-n")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[list[int] | None, typer.Option(help="Once, or once per image. Default 0.")] = None,
     num_images: Annotated[int, typer.Option()] = 1,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     guidance_scale: Annotated[float | None, typer.Option()] = None,
-    scheduler: Annotated[str | None, typer.Option(help='Such as "dpm++ 2m karras" or a diffusers class.')] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help='Such as "dpm++ 2m karras", a diffusers class, or its configuration as JSON.')
+    ] = None,
     image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
     strength: Annotated[float, typer.Option(help="How much of it to repaint, 0 to 1.")] = 1.0,
     mask_image: Annotated[Path | None, typer.Option(help="White is repainted.")] = None,
@@ -51,6 +54,11 @@ def generate(
     original_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
     crop: Annotated[tuple[int, int], typer.Option(help="SDXL: top left.")] = (0, 0),
     target_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
+    negative_original_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
+    negative_crop: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: top left.")] = None,
+    negative_target_size: Annotated[tuple[int, int] | None, typer.Option(help="SDXL: height width.")] = None,
+    latents: Annotated[Path | None, typer.Option(help=".npy file of initial noise.")] = None,
+    save_latents: Annotated[Path | None, typer.Option(help="Also write the final latents to this .npy file.")] = None,
     vae_tiling: Annotated[bool, typer.Option("--vae-tiling")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder, for single-file checkpoints.")] = None,
     variant: Annotated[str | None, typer.Option(help="fp16 for *.fp16.safetensors.")] = None,
@@ -74,13 +82,13 @@ def generate(
             request = bridle.Request(
                 prompt,
                 negative_prompt=negative_prompt,
-                seed=seed,
+                seed=_seed(seed),
                 num_images=num_images,
                 width=width,
                 height=height,
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
-                scheduler=scheduler,
+                scheduler=_scheduler(scheduler),
                 image=image,
                 strength=strength,
                 mask_image=mask_image,
@@ -94,6 +102,10 @@ def generate(
                 original_size=original_size,
                 crops_coords_top_left=crop,
                 target_size=target_size,
+                negative_original_size=negative_original_size,
+                negative_crops_coords_top_left=negative_crop,
+                negative_target_size=negative_target_size,
+                latents=None if latents is None else _read_array(latents),
                 vae_tiling=vae_tiling,
             )
         result = engine.sample(request)
@@ -101,6 +113,8 @@ def generate(
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem
     assert isinstance(result, bridle.Result)
+    if save_latents is not None:
+        np.save(save_latents, result.latents.numpy())
     for index in range(request.num_images):
         target = output if index == 0 else output.with_name(f"{output.stem}-{index + 1}{output.suffix}")
         result.save(target, index, metadata)
@@ -160,18 +174,51 @@ def _control(text: str, model: Path) -> Control:
     return bridle.ControlNet(name, picture, **fields)
 
 
+def _seed(values: list[int] | None) -> int | tuple[int, ...]:
+    if not values:
+        return 0
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def _scheduler(text: str | None) -> str | dict[str, object] | None:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        config: dict[str, object] = json.loads(text)
+    except ValueError as problem:
+        raise RequestError("scheduler", text, "a name, or a configuration as JSON") from problem
+    return config
+
+
+def _read_array(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as problem:
+        raise RequestError("latents", path.name, "a .npy file of floats") from problem
+    return array
+
+
 def _option(text: str) -> tuple[str, object]:
     name, _, value = text.partition("=")
     if name == "mask":
-        return name, Image.open(value)
+        return name, Path(value)
     if name in ("scale", "start", "end"):
-        try:
-            return name, float(value)
-        except ValueError as problem:
-            raise RequestError(f"control {name}", value, "a number") from problem
+        return name, _number(name, value)
     if name == "guess_mode" and value in ("true", "false"):
         return name, value == "true"
-    raise RequestError("control", text, "scale=, start=, end=, mask= or guess_mode=")
+    if name in ("resize", "guess_scales"):
+        return name, value
+    if name == "layer_weights":
+        return name, tuple(_number(name, weight) for weight in value.split("/"))
+    wants = "scale=, start=, end=, mask=, resize=, guess_mode=, guess_scales= or layer_weights=a/b/..."
+    raise RequestError("control", text, wants)
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as problem:
+        raise RequestError(f"control {name}", text, "a number") from problem
 
 
 def main() -> None:

@@ -40,3 +40,40 @@ def test_bad_control_is_one_line(folder: Path) -> None:
 def test_doctor_names_every_backend() -> None:
     output = CliRunner().invoke(app, ["doctor"]).output
     assert all(f"backend {name}" in output for name in ("cuda", "cpu", "ort", "reference"))
+
+
+def test_every_request_field_has_an_option() -> None:
+    from dataclasses import fields
+
+    import bridle
+
+    text = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "300"}).output
+    renamed = {
+        "prompt": "[PROMPT]",
+        "num_inference_steps": "--steps",
+        "controls": "--control",
+        "crops_coords_top_left": "--crop",
+        "negative_crops_coords_top_left": "--negative-crop",
+        "output_type": "--save-latents",
+    }
+    for item in fields(bridle.Request):
+        assert renamed.get(item.name, "--" + item.name.replace("_", "-")) in text, item.name
+
+
+def test_control_options_and_scheduler_json(folder: Path, tmp_path: Path) -> None:
+    picture().save(tmp_path / "edges.png")
+    picture(4).save(tmp_path / "mask.png")
+    options = "scale=0.7,start=0.1,end=0.9,resize=crop,guess_mode=true,guess_scales=official,mask=" + str(
+        tmp_path / "mask.png"
+    )
+    latents = tmp_path / "latents.npy"
+    arguments = [
+        *("generate", "x", "--model", str(folder), "--steps", "2", "--seed", "3", "--seed", "9", "--num-images", "2"),
+        *("--control", f"controlnet={tmp_path / 'edges.png'},{options}", "-o", str(tmp_path / "out.png")),
+        *("--scheduler", '{"_class_name": "EulerDiscreteScheduler"}', "--save-latents", str(latents)),
+    ]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    assert np.load(latents).shape == (2, 4, 16, 16) and (tmp_path / "out-2.png").exists()
+    outcome = CliRunner().invoke(app, [*arguments, "--control", f"controlnet={tmp_path / 'edges.png'},colour=red"])
+    assert outcome.exit_code == 2 and "layer_weights" in outcome.output

@@ -150,6 +150,33 @@ def test_a_cached_snapshot_may_link_into_its_own_repository(folder: Path, tmp_pa
     load_model(snapshot)
 
 
+def test_a_hugging_face_id_comes_from_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    repository = tmp_path / "hub" / "models--who--what"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("0" * 40))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert load_model("who/what").architecture == "sd1"
+    refused(Path("who/else"), "who/else")
+
+
+def test_variant(folder: Path) -> None:
+    half = {key: tensor.half() for key, tensor in load_file(folder / UNET).items()}
+    (folder / UNET).unlink()
+    save_file(half, folder / UNET.replace(".safetensors", ".fp16.safetensors"))
+    refused(folder, "unet")
+    for name in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        (folder / f"{name}.safetensors").rename(folder / f"{name}.fp16.safetensors")
+    loaded = load_model(folder, variant="fp16")
+    assert loaded.unet.tensors["conv_in.weight"].dtype == torch.float16
+    with pytest.raises(ModelLoadError, match="variant 'bf16'"):
+        load_model(folder, variant="bf16")
+
+
 BAD_JSON = {
     "empty": b"",
     "truncated": b'{"a": 1',
