@@ -160,7 +160,7 @@ def denoiser_stage(
         save_sheet(path, (images * 255).round().astype(np.uint8), columns=8)
         export_pipeline(pipeline, export)
 
-    return Stage("denoiser", minutes, denoiser, loss, show, learning_rate=8e-4, ema_decay=0.9995, show_every=900.0)
+    return Stage("denoiser", minutes, denoiser, loss, show, learning_rate=7e-4, ema_decay=0.999, show_every=900.0)
 
 
 def export_pipeline(pipeline: StableDiffusionPipeline, folder: Path) -> None:

@@ -16,7 +16,7 @@ from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
 from scenes import SceneImages
 from stage import train
 
-SHARES = {"autoencoder": 0.16, "denoiser": 0.58, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
+SHARES = {"autoencoder": 0.14, "denoiser": 0.60, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
 """How the minutes are divided."""
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
     batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
     pocket = out / "pocket"
-    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 64, pocket), out, arguments.seed)
+    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32, pocket), out, arguments.seed)
     for name in HINTS:
         control = build_control(name, denoiser).to(device)
         stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32, pocket)

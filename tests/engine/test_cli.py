@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
 from runs import picture
 from typer.testing import CliRunner
@@ -47,9 +48,10 @@ def test_every_request_field_has_an_option() -> None:
 
     import bridle
 
-    text = CliRunner().invoke(app, ["generate", "--help"], env={"COLUMNS": "300"}).output
+    command = typer.main.get_command(app).commands["generate"]
+    offered = {name for parameter in command.params for name in (parameter.name, *parameter.opts)}
     renamed = {
-        "prompt": "[PROMPT]",
+        "prompt": "prompt",
         "num_inference_steps": "--steps",
         "controls": "--control",
         "crops_coords_top_left": "--crop",
@@ -57,7 +59,7 @@ def test_every_request_field_has_an_option() -> None:
         "output_type": "--save-latents",
     }
     for item in fields(bridle.Request):
-        assert renamed.get(item.name, "--" + item.name.replace("_", "-")) in text, item.name
+        assert renamed.get(item.name, "--" + item.name.replace("_", "-")) in offered, item.name
 
 
 def test_control_options_and_scheduler_json(folder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from runs import half_mask, latents, picture, rel_l2, request
 
 import bridle
 from bridle.backends.reference import ReferenceBackend
+from bridle.weights import load_controlnet
 from bridle_kernels.ops import ReferenceOps
 
 CONTROLS = {
@@ -108,8 +109,13 @@ def test_static_work_is_done_once(folder: Path) -> None:
     for name in ("embedding", "pixel_unshuffle", "time_embedding", "average_pool"):
         assert per_step[name] == 0, name
     # One projection of the text to K and V per site before the first step; queries alone in every step.
-    unet_sites, branch_sites = 10, 4
-    assert per_step["attention"] == 2 * (unet_sites + branch_sites)
+    engine = bridle.load(folder)
+    branch = load_controlnet(folder / "controlnet", dtype=None, device=engine.backend.device, base=engine.backend.model)
+    sites = sum(
+        name.endswith("attn2.to_q.weight") for part in (engine.backend.model.unet, branch) for name in part.tensors
+    )
+    assert sites == 16 + 7
+    assert per_step["attention"] == 2 * sites
 
 
 def test_callback_sees_every_step_and_cancels(engine: bridle.Engine) -> None:

@@ -161,7 +161,8 @@ def test_a_hugging_face_id_comes_from_the_cache(folder: Path, tmp_path: Path, mo
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     assert load_model("who/what").architecture == "sd1"
-    refused(Path("who/else"), "who/else")
+    with pytest.raises(ModelLoadError, match="who/else"):
+        load_model("who/else")
 
 
 def test_variant(folder: Path) -> None:
