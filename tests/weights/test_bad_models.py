@@ -6,8 +6,11 @@ import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from bridle.weights.json_file import MAX_BYTES, read_json
 from bridle.weights.safetensors_file import read_header, read_tensors
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+CPU = torch.device("cpu")
 
 
 def refused(folder: Path, named: str) -> str:
@@ -352,3 +356,86 @@ def test_truncated_files(folder: Path, cut: float) -> None:
     content = (folder / UNET).read_bytes()
     (folder / UNET).write_bytes(content[: int(len(content) * cut)])
     refused(folder, UNET)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 3, 3_000_000])
+def test_a20_every_float_type_is_searched_to_its_end(tmp_path: Path, dtype: torch.dtype, place: int) -> None:
+    file = tmp_path / "model.safetensors"
+    weights = torch.linspace(-1.0, 1.0, 3_000_001).to(dtype)
+    weights[1] = torch.finfo(dtype).max
+    save_file({"first": torch.ones(5, dtype=torch.uint8), "weights": weights}, file)
+    assert torch.equal(dict(read_tensors(file, "m", None, CPU))["weights"], weights)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        weights[place] = value
+        save_file({"first": torch.ones(5, dtype=torch.uint8), "weights": weights}, file)
+        with pytest.raises(ModelLoadError, match="m: tensor 'weights': has NaN"):
+            dict(read_tensors(file, "m", None, CPU))
+
+
+def test_values_that_the_asked_type_cannot_hold_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    save_file({"fine": torch.ones(3), "large": torch.tensor([1.0, 7e4])}, file)
+    assert dict(read_tensors(file, "m", torch.bfloat16, CPU))["large"].dtype == torch.bfloat16
+    with pytest.raises(ModelLoadError, match="'large': has values that float16 cannot hold"):
+        dict(read_tensors(file, "m", torch.float16, CPU))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's account of memory")
+def test_weights_are_mapped_and_not_copied(tmp_path: Path) -> None:
+    file, size = tmp_path / "model.safetensors", 64 << 20
+    save_file({"weights": torch.ones(size // 4)}, file)
+    code = (
+        "import re, sys, torch, pathlib; from bridle.weights.safetensors_file import read_tensors\n"
+        "def resident(): return sum(int(kib) for kib in re.findall(r'Rss(?:Anon|File):\\s+(\\d+)', "
+        "open('/proc/self/status').read()))\n"
+        "before = resident()\n"
+        "dtype = torch.bfloat16 if sys.argv[2] == 'converted' else None\n"
+        "kept = dict(read_tensors(pathlib.Path(sys.argv[1]), 'm', dtype, torch.device('cpu')))\n"
+        "print(resident() - before)"
+    )
+    grown = {
+        kind: int(subprocess.run([sys.executable, "-c", code, str(file), kind], check=True, capture_output=True).stdout)
+        for kind in ("stored", "converted")
+    }
+    assert grown["stored"] < size / 1024 / 4, grown
+    assert grown["converted"] >= size / 1024 / 2, grown
+
+
+def test_a17_files_that_change_while_they_are_loaded(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bridle.weights import safetensors_file
+
+    original = safetensors_file.first_non_finite
+    for moment in ("before the search", "after the search"):
+        file = tmp_path / "model.safetensors"
+        save_file({"a": torch.ones(100_000), "b": torch.ones(100_000)}, file)
+
+        def shortened(path: Path, spans: Any, moment: str = moment, file: Path = file) -> str | None:
+            found = original(path, spans) if moment == "after the search" else None
+            os.truncate(file, 450_000)
+            return found if moment == "after the search" else original(path, spans)
+
+        monkeypatch.setattr(safetensors_file, "first_non_finite", shortened)
+        with pytest.raises(ModelLoadError, match=r"model\.safetensors"):
+            dict(read_tensors(file, "model.safetensors", None, CPU))
+        monkeypatch.setattr(safetensors_file, "first_non_finite", original)
+
+
+def test_a17_a_file_may_be_replaced_after_loading(folder: Path) -> None:
+    before = load_model(folder).unet.tensors["conv_in.weight"]
+    wanted = before.clone()
+    other = folder / "unet/other.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(folder / UNET).items()}, other)
+    other.replace(folder / UNET)
+    assert torch.equal(before, wanted)
+    assert torch.equal(load_model(folder).unet.tensors["conv_in.weight"], wanted + 1)
+
+
+def test_b25_one_file_in_many_threads(folder: Path) -> None:
+    wanted = load_file(folder / UNET)
+    with ThreadPoolExecutor(8) as pool:
+        for read in pool.map(lambda _: dict(read_tensors(folder / UNET, UNET, None, CPU)), range(16)):
+            assert read.keys() == wanted.keys()
+            assert all(torch.equal(read[key], wanted[key]) for key in wanted)

@@ -1,8 +1,12 @@
-"""Weight files: safetensors only, header checked before the library opens them, memory-mapped."""
+"""Weight files: safetensors only, header checked before the library opens them, memory-mapped.
+
+A mapped file must not be overwritten while a model uses it; replacing it by a new one under its name is safe.
+"""
 
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
@@ -10,15 +14,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bridle.errors import ModelLoadError
+from bridle.weights.finite import all_finite, first_non_finite
 
 MAX_HEADER = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def read_header(path: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """(dtype, shape) of every tensor. Raises ModelLoadError naming the file, and the tensor where one is at fault."""
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What the header says of a tensor. kind: as safetensors names types. begin, end: bytes of the file."""
+
+    kind: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+def read_header(path: Path, name: str) -> dict[str, StoredTensor]:
+    """Every tensor's place in the file. Raises ModelLoadError naming the file, and the tensor where one is at fault."""
     if not path.is_file():
         raise ModelLoadError(name, "is missing or not a regular file")
     with path.open("rb") as file:
@@ -32,7 +47,7 @@ def read_header(path: Path, name: str) -> dict[str, tuple[str, tuple[int, ...]]]
         if length > min(MAX_HEADER, size - 8) or length < 2:
             raise ModelLoadError(name, f"header of {length} bytes in a file of {size}")
         header = _parse(file.read(length), name)
-    return _check_layout(header, size - 8 - length, name)
+    return _check_layout(header, 8 + length, size, name)
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
@@ -44,19 +59,40 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 def read_tensors(
     path: Path, name: str, dtype: torch.dtype | None, device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every tensor, float tensors converted to `dtype` (None = as stored)."""
+    """Name and value of every tensor, float tensors converted to `dtype` (None = as stored).
+
+    A tensor that keeps its type and stays on the CPU is a view of the mapped file: its pages are read when they are
+    used. Raises ModelLoadError.
+    """
     header = read_header(path, name)
+    _refuse_non_finite(path, name, header)
     try:
         with safe_open(str(path), framework="pt") as file:
-            for key, (kind, _) in header.items():
+            for key, stored in header.items():
                 tensor = file.get_tensor(key)
-                if kind in _FLOATS:
-                    tensor = tensor.to(device=device, dtype=dtype or tensor.dtype)
-                    if not bool(torch.isfinite(tensor.sum(dtype=torch.float64))):
-                        raise ModelLoadError(name, "has NaN or infinite values", key)
-                yield key, tensor
-    except SafetensorError as problem:
+                yield key, _converted(tensor, name, key, dtype, device) if stored.kind in _FLOATS else tensor
+    except (OSError, SafetensorError) as problem:
         raise ModelLoadError(name, "is not a valid safetensors file") from problem
+
+
+def _refuse_non_finite(path: Path, name: str, header: Mapping[str, StoredTensor]) -> None:
+    spans = {key: (t.begin, t.end, _FLOATS[t.kind]) for key, t in header.items() if t.kind in _FLOATS}
+    try:
+        key = first_non_finite(path, spans)
+    except (OSError, ValueError) as problem:
+        raise ModelLoadError(name, "changed while it was being read") from problem
+    if key is not None:
+        raise ModelLoadError(name, "has NaN or infinite values", key)
+
+
+def _converted(
+    tensor: torch.Tensor, name: str, key: str, dtype: torch.dtype | None, device: torch.device
+) -> torch.Tensor:
+    wanted = dtype or tensor.dtype
+    converted = tensor.to(device=device, dtype=wanted)
+    if wanted != tensor.dtype and not all_finite(converted):
+        raise ModelLoadError(name, f"has values that {str(wanted).removeprefix('torch.')} cannot hold", key)
+    return converted
 
 
 def _parse(raw: bytes, name: str) -> Mapping[str, object]:
@@ -78,15 +114,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return dict(pairs)
 
 
-def _check_layout(header: Mapping[str, object], body: int, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Offsets tile the body exactly and agree with the shapes."""
-    spans, tensors = [], {}
+def _check_layout(header: Mapping[str, object], start: int, size: int, name: str) -> dict[str, StoredTensor]:
+    """Offsets tile the file from byte `start` to `size` exactly and agree with the shapes."""
+    body, spans, tensors = size - start, [], {}
     for key, entry in header.items():
         kind, shape, begin, end = _entry(entry, name, key)
         if end - begin != prod(shape) * _BYTES[kind] or not 0 <= begin <= end <= body:
             raise ModelLoadError(name, f"bytes {begin} to {end} do not hold {kind} {list(shape)}", key)
         spans.append((begin, end))
-        tensors[key] = (kind, shape)
+        tensors[key] = StoredTensor(kind, shape, start + begin, start + end)
     place = 0
     for begin, end in sorted(spans):
         if begin != place:

@@ -49,7 +49,7 @@ def load_single_file(
     `modelspec.prediction_type`, else "v_prediction" for the 4-channel U-Net (768 px) and "epsilon" for the others.
     Raises ModelLoadError.
     """
-    shapes = {key: shape for key, (_, shape) in read_header(path, path.name).items()}
+    shapes = {key: stored.shape for key, stored in read_header(path, path.name).items()}
     family = _family(shapes, path.name)
     chosen = architecture or ARCHITECTURES[family]
     tensors = dict(read_tensors(path, path.name, dtype, device))
