@@ -1,61 +1,132 @@
 """Rows of several tracks, stacked for one evaluation. Static parts are stacked once per set of tracks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bridle.lowering import BranchPlan, RowPlan, Track
-from bridle.rows import KV, Branch, ContextPiece, ContextSegment, Residual, Rows
+from bridle.cross_attention import CrossAttention
+from bridle.lowering import Bootstrap, BranchPlan, RowPlan
+from bridle.map_capture import MapCapture
+from bridle.rows import Branch, ContextSegment, Residual, Rows
+from bridle.segment_stack import stack_context
+from bridle.track import Track
 
-
-def stack_context(rows: Sequence[tuple[KV, ...]]) -> ContextSegment:
-    """One segment from the keys and values [1, L, H, d] of each row; shorter rows are padded and get a length."""
-    lengths = [row[0].k.shape[1] if row else 0 for row in rows]
-    longest = max(lengths)
-    sites = tuple(
-        KV(_stack_padded([kv.k for kv in site], longest), _stack_padded([kv.v for kv in site], longest))
-        for site in zip(*rows, strict=True)
-    )
-    if min(lengths) == longest:
-        return ContextSegment((ContextPiece(sites),))
-    device = rows[0][0].k.device
-    return ContextSegment((ContextPiece(sites, torch.tensor(lengths, dtype=torch.int32, device=device)),))
-
-
-def _stack_padded(tensors: Sequence[Tensor], length: int) -> Tensor:
-    padded = [
-        t if t.shape[1] == length else torch.nn.functional.pad(t, (0, 0, 0, 0, 0, length - t.shape[1])) for t in tensors
-    ]
-    return torch.cat(padded)
+MAX_CELLS = 32 * 64 * 64
+"""Latent cells of one evaluation; more rows are evaluated one part after another, so that memory stays bounded."""
 
 
 class Batch:
-    """The rows of `tracks`, all of one latent size."""
+    """The rows of `tracks`, all of one row size, in parts of bounded size."""
 
     def __init__(self, tracks: Sequence[Track]) -> None:
-        self.tracks = tuple(tracks)
-        self._plans: tuple[RowPlan, ...] = tuple(row for track in tracks for row in track.rows)
-        self._owners = tuple(index for index, track in enumerate(tracks) for _ in track.rows)
-        self._context = stack_context([row.kv for row in self._plans])
+        height, width = tracks[0].row_size
+        most = max(1, MAX_CELLS // (height * width))
+        self._parts = [_Part(tracks, members) for members in _parts(tracks, most)]
+
+    def rows(self, latents: Tensor, dtype: torch.dtype) -> Iterator[Rows]:
+        """The rows of the tracks' current steps, part by part. latents: [P, C, h, w] float32, before input scaling.
+
+        A part's captured maps are added to the tracks' records when the next one is asked for.
+        """
+        for part in self._parts:
+            captured = part.captured()
+            yield part.rows(latents, dtype, captured)
+            if captured is not None:
+                captured.collect()
+
+
+def _parts(tracks: Sequence[Track], most: int) -> list[list[tuple[int, int]]]:
+    """(track, row of the track) of every part. Rows of tracks that read each other stay together."""
+    units: list[list[tuple[int, int]]] = []
+    for index, track in enumerate(tracks):
+        rows = [(index, row) for row in range(len(track.rows))]
+        if track.source is not None and index and track.source is tracks[index - 1]:
+            while units and units[-1][0][0] == index - 1:
+                rows = units.pop() + rows
+            units.append(rows)
+        else:
+            units.extend([row] for row in rows)
+    parts: list[list[tuple[int, int]]] = [[]]
+    for unit in units:
+        if parts[-1] and len(parts[-1]) + len(unit) > most:
+            parts.append([])
+        parts[-1].extend(unit)
+    return parts
+
+
+class _Part:
+    """Some rows of some tracks. members: (track, row of the track) of each."""
+
+    def __init__(self, tracks: Sequence[Track], members: Sequence[tuple[int, int]]) -> None:
+        self._tracks = tuple(tracks)
+        self._owners = tuple(track for track, _ in members)
+        self._plans: tuple[RowPlan, ...] = tuple(tracks[track].rows[row] for track, row in members)
+        places = {(id(tracks[track]), row): place for place, (track, row) in enumerate(members)}
+        self._records = [
+            (places[id(track), record.row], track, record)
+            for track in tracks
+            for record in track.records
+            if (id(track), record.row) in places
+        ]
+        self._map_rows = [self._source(places, place, "self_source") for place in range(len(members))]
+        self._cross = CrossAttention(self._plans, [self._source(places, place, "mix") for place in range(len(members))])
         self._extra = self._stack_extra()
         self._branch_contexts: dict[tuple[int, ...], ContextSegment] = {}
 
-    def rows(self, latents: Tensor, dtype: torch.dtype) -> Rows:
-        """The rows of the tracks' current steps. latents: [P, C, h, w] float32, before input scaling."""
-        steps = [self.tracks[owner].step for owner in self._owners]
-        scales = [float(track.table.input_scale[track.step]) for track in self.tracks]
-        scaled = latents * torch.tensor(scales, dtype=torch.float32, device=latents.device).reshape(-1, 1, 1, 1)
-        sample = scaled[list(self._owners)].to(dtype)
+    def captured(self) -> MapCapture | None:
+        """Buffers for the maps that are remembered in this step."""
+        active = [(place, record) for place, track, record in self._records if record.active[track.step]]
+        return MapCapture(active, self._plans[0].context.device) if active else None
+
+    def rows(self, latents: Tensor, dtype: torch.dtype, captured: MapCapture | None) -> Rows:
+        """The primitives of the current steps."""
+        steps = [self._tracks[owner].step for owner in self._owners]
+        captures = None if captured is None else captured.sites(len(self._plans[0].kv))
         return Rows(
-            sample=sample,
+            sample=self._sample(latents, steps).to(dtype),
             time=torch.stack([plan.time[step] for plan, step in zip(self._plans, steps, strict=True)]),
-            context=(self._context,),
+            context=self._cross.segments(steps, captures),
             extra_channels=self._extra,
             residuals=self._residuals(steps) or None,
             branches=self._branches(steps),
+            self_rows=self._self_rows(steps),
         )
+
+    def _source(self, places: dict[tuple[int, int], int], place: int, field: str) -> int | None:
+        """The batch row that a row's `mix` or `self_source` reads."""
+        read = getattr(self._plans[place], field)
+        track = self._tracks[self._owners[place]]
+        return None if read is None else places[id(track.source), read.row]
+
+    def _sample(self, latents: Tensor, steps: Sequence[int]) -> Tensor:
+        """What each row sees of its track's latents, [R, C, h, w], scaled for the model."""
+        samples = []
+        for plan, owner, step in zip(self._plans, self._owners, steps, strict=True):
+            table = self._tracks[owner].table
+            seen = latents[owner] if plan.window is None else plan.window.cut(latents[owner])
+            if plan.bootstrap is not None and step < len(plan.bootstrap.picks):
+                seen = _bootstrapped(plan.bootstrap, seen, step, table.add_noise[step])
+            samples.append(seen * float(table.input_scale[step]))
+        return torch.stack(samples)
+
+    def _self_rows(self, steps: Sequence[int]) -> tuple[Tensor | None, ...] | None:
+        plans = [plan.self_source for plan in self._plans]
+        active = [source is not None and bool(source.active[step]) for source, step in zip(plans, steps, strict=True)]
+        if not any(active):
+            return None
+        levels = next(len(source.levels) for source in plans if source is not None)
+        return tuple(self._self_rows_at(level, active) for level in range(levels))
+
+    def _self_rows_at(self, level: int, active: Sequence[bool]) -> Tensor | None:
+        reads = list(range(len(self._plans)))
+        for row, (plan, on, source) in enumerate(zip(self._plans, active, self._map_rows, strict=True)):
+            if on and source is not None and plan.self_source is not None and plan.self_source.levels[level]:
+                reads[row] = source
+        if reads == list(range(len(reads))):
+            return None
+        return torch.tensor(reads, dtype=torch.int32, device=self._plans[0].context.device)
 
     def _stack_extra(self) -> Tensor | None:
         extra = [plan.extra_channels for plan in self._plans if plan.extra_channels is not None]
@@ -118,3 +189,10 @@ class Batch:
         if key not in self._branch_contexts:
             self._branch_contexts[key] = stack_context([member.kv for member in members])
         return self._branch_contexts[key]
+
+
+def _bootstrapped(bootstrap: Bootstrap, seen: Tensor, step: int, level: Sequence[float]) -> Tensor:
+    """The row's own latents inside its mask, a noised flat background outside (MultiDiffusion, region_based.py)."""
+    clean = bootstrap.backgrounds[bootstrap.picks[step]]
+    background = float(level[0]) * clean + float(level[1]) * bootstrap.noise
+    return seen * bootstrap.mask + background * (1.0 - bootstrap.mask)

@@ -1,7 +1,8 @@
 """Checks of single request fields. Each returns the value in its plain Python type or raises RequestError by name."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -57,3 +58,41 @@ def size_pair(field: str, value: object, low: int, high: int) -> tuple[int, int]
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise RequestError(field, value, "a pair of integers (height, width)")
     return integer(f"{field}[0]", value[0], low, high), integer(f"{field}[1]", value[1], low, high)
+
+
+def items(field: str, value: object, longest: int) -> Sequence[object]:
+    """A list or tuple of at most `longest` entries."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
+        raise RequestError(field, value, "a list")
+    if len(value) > longest:
+        raise LimitError(field, f"{len(value)} entries", f"at most {longest}")
+    return value
+
+
+def words(field: str, value: object) -> tuple[str, ...]:
+    """One word or a list of 1 to 32 distinct ones."""
+    found = tuple(
+        text(f"{field}[{i}]", word, 256)
+        for i, word in enumerate([value] if isinstance(value, str) else items(field, value, 32))
+    )
+    if not found or any(not word.strip() for word in found):
+        raise RequestError(field, value, "a word of the prompt or a list of them")
+    if len(set(found)) != len(found):
+        raise RequestError(field, value, "each word once")
+    return found
+
+
+def span(field: str, start: object, end: object) -> tuple[float, float]:
+    """Fractions of the steps, start < end. field: the name of the type that holds `start` and `end`."""
+    first, last = number(f"{field}.start", start, 0.0, 1.0), number(f"{field}.end", end, 0.0, 1.0)
+    if first >= last:
+        raise RequestError(f"{field}.start", first, f"less than end = {last}")
+    return first, last
+
+
+def model_path(field: str, value: object) -> None:
+    """A folder, a file, a cached id or the name of a control in the model folder."""
+    if not isinstance(value, (str, Path)) or not str(value):
+        raise RequestError(field, value, "a folder, file or name")
+    if len(str(value)) > 4096 or "\0" in str(value):
+        raise RequestError(field, "a path that no file can have", "a folder, file or name")

@@ -1,4 +1,4 @@
-"""What a request becomes before the step loop: row plans (static, encoded once) and tracks (one per image)."""
+"""What a request becomes before the step loop: row plans, encoded once and described only by primitives."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,24 @@ from torch import Tensor
 
 from bridle.networks.configs import ControlNetConfig
 from bridle.rows import KV
-from bridle.solvers import SolverTable
 
 StepScales = NDArray[np.float32]
 """[S] or [S, points]: the strength of a control at each step of the schedule; 0 where it is not active."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A rectangle of the latent canvas, in latent cells. Columns wrap around the right edge."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, canvas: Tensor) -> Tensor:
+        """The window of a canvas [..., H, W]: [..., height, width]."""
+        columns = torch.arange(self.left, self.left + self.width, device=canvas.device) % canvas.shape[-1]
+        return canvas[..., self.top : self.top + self.height, :].index_select(-1, columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,55 +54,107 @@ class BranchPlan:
     global_pool: bool
 
 
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """P4 for one row: tokens with a softmax of their own beside the text's.
+
+    kv: one KV [1, L, H, d] per site. scale: [S]. weights: per site a factor or a map [N] over positions, or None for 1.
+    """
+
+    kv: tuple[KV, ...]
+    scale: StepScales
+    weights: tuple[float | Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBias:
+    """P6 for one row: scale[step] times a map [N] is added to the scores of text columns. maps: per site, None = not there."""
+
+    columns: tuple[int, ...]
+    maps: tuple[Tensor | None, ...]
+    scale: StepScales
+
+
+@dataclass(frozen=True, slots=True)
+class TokenShift:
+    """P9 for one row: share[step] of the mass of each text column moves into a window [N] of sum 1. windows: per site."""
+
+    columns: tuple[int, ...]
+    windows: tuple[Tensor | None, ...]
+    share: StepScales
+
+
+@dataclass(frozen=True, slots=True)
+class MixPlan:
+    """P7 for one row: its text map becomes source_map @ (mapper * source[step]) + map * own[step], column by column.
+
+    row: the row of the track's source whose queries and keys make the source map. mapper: [L', L]. source, own: [S, L].
+    """
+
+    row: int
+    mapper: Tensor
+    source: StepScales
+    own: StepScales
+
+
+@dataclass(frozen=True, slots=True)
+class SelfSource:
+    """P13 for one row: its self-attention reads the map of a row of the track's source.
+
+    active: [S]. levels: whether each resolution level takes part.
+    """
+
+    row: int
+    active: NDArray[np.bool_]
+    levels: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """P12 for one row: its sample is a noised flat background outside the mask, for as many steps as there are picks.
+
+    mask: [1, h, w]. backgrounds: clean latents [n, C, h, w]. noise: [C, h, w]. picks: the background of each step.
+    """
+
+    mask: Tensor
+    backgrounds: Tensor
+    noise: Tensor
+    picks: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class RowPlan:
-    """Everything about one row that does not depend on the noisy latent. Controls add to `residuals` and `branches`.
+    """Everything about one row that does not depend on the noisy latent. Controls add to its lists.
 
+    conditional: False for the unconditional row of classifier-free guidance. coefficient: of its output in the guided sum.
     kv: one KV [1, L, H, d] per cross-attention site. time: [S, sumC]. extra_channels: [1, Cx, h, w] or None.
-    conditional: False for the unconditional row of classifier-free guidance. context: [1, L, D] and added: [1, D'] or
-    None are kept until all controls are lowered, for branches with weights of their own.
+    context: [1, L, D] and pooled, time_ids are kept until all controls are lowered, for branches with weights of their own.
+    window: the part of the canvas it sees, None = all. blend: [h, w] weight of its output there, None = 1. region: index of
+    the latent region it belongs to; None = the request's own prompt.
+    weights: of the text's output, a map [N] per site, None = 1. factors: [S, L] on the columns of the text's map, or None.
     """
 
     conditional: bool
+    coefficient: float
     context: Tensor
     pooled: Tensor | None
     time_ids: Tensor | None
     kv: tuple[KV, ...]
     time: Tensor
     extra_channels: Tensor | None = None
+    window: Window | None = None
+    blend: Tensor | None = None
+    region: int | None = None
+    bootstrap: Bootstrap | None = None
+    weights: tuple[Tensor, ...] | None = None
+    factors: StepScales | None = None
+    mix: MixPlan | None = None
+    self_source: SelfSource | None = None
     residuals: list[StaticResidual] = field(default_factory=list)
     branches: list[BranchPlan] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class KnownRegion:
-    """Inpainting with a plain U-Net: clean latents and noise [C, h, w] outside the mask [1, h, w] (1 = repaint)."""
-
-    clean: Tensor
-    noise: Tensor
-    mask: Tensor
-
-
-@dataclass(slots=True)
-class Track:
-    """One image while it is denoised. latents: [C, h, w] float32. guidance: one coefficient per row."""
-
-    request_index: int
-    image_index: int
-    rows: tuple[RowPlan, ...]
-    guidance: tuple[float, ...]
-    table: SolverTable
-    latents: Tensor
-    generator: torch.Generator
-    known: KnownRegion | None = None
-    step: int = 0
-    cancelled: bool = False
-    error: Exception | None = None
-
-    @property
-    def finished(self) -> bool:
-        """No step is left, or none will be run."""
-        return self.error is not None or self.step >= len(self.table)
+    segments: list[SegmentPlan] = field(default_factory=list)
+    biases: list[TokenBias] = field(default_factory=list)
+    shifts: list[TokenShift] = field(default_factory=list)
 
 
 def window_scales(steps: int, start: float, end: float, scale: float) -> StepScales:

@@ -9,10 +9,14 @@ import torch
 from numpy.typing import NDArray
 
 from bridle import field_checks as check
-from bridle.errors import LimitError, RequestError
+from bridle.errors import RequestError
+from bridle.image_prompt import ImagePrompt
+from bridle.map_controls import MapControl, PromptEdit
 from bridle.pictures import Picture, read_mask, read_picture
+from bridle.region import Region, Views
 
 MAX_CONTROLS = 8
+MAX_REGIONS = 32
 MAX_IMAGES = 64
 MAX_PROMPT = 32768
 MAX_SIZE = 8192
@@ -49,7 +53,7 @@ class ControlNet:
         _put(self, "guess_mode", check.boolean("ControlNet.guess_mode", self.guess_mode))
         check.choice("ControlNet.guess_scales", self.guess_scales, ("diffusers", "official"))
         if self.layer_weights is not None:
-            weights = enumerate(_sequence("ControlNet.layer_weights", self.layer_weights, 64))
+            weights = enumerate(check.items("ControlNet.layer_weights", self.layer_weights, 64))
             factors = tuple(check.number(f"ControlNet.layer_weights[{i}]", w, -10.0, 10.0) for i, w in weights)
             _put(self, "layer_weights", factors)
 
@@ -75,7 +79,7 @@ class T2IAdapter:
         _check_control(self, "T2IAdapter")
 
 
-Control = ControlNet | T2IAdapter
+Control = ControlNet | T2IAdapter | ImagePrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,11 @@ class Request:
     pixels, multiples of the autoencoder's factor (8). num_inference_steps: 1 to 1000. guidance_scale: 0 to 100; at
     1 and below no unconditional row is run. scheduler: a diffusers class name, a label such as "dpm++ 2m karras" or a
     configuration dictionary. eta: 0 to 1, for DDIM and TCD. image, strength: image-to-image. mask_image: inpainting,
-    1 or white = repaint. depth_image: for depth models. controls: any mix. clip_skip: text encoder layers left out.
+    1 or white = repaint. depth_image: for depth models. controls: any mix. regions: prompts
+    for parts of the image. region_mode: "attention" (inside cross-attention; the prompt keeps the share base_ratio, 0 to 1,
+    there and all of the rest) or "latent" (a denoised image per region, blended in every step; over the first
+    bootstrapping_steps each region sees a flat background around it). views: windows, for panoramas. attention: heat
+    maps, edits and injected maps. clip_skip: text encoder layers left out.
     original_size, crops_coords_top_left, target_size: SDXL size conditioning, (height, width) and (top, left), with
     negative_ forms for the unconditional row. latents: [num_images, 4, height / 8, width / 8] standard normal noise
     instead of the seed's. vae_tiling: decode and encode in tiles. output_type: "pil", "np" or "latent".
@@ -114,6 +122,12 @@ class Request:
     mask_image: object | None = None
     depth_image: object | None = None
     controls: Sequence[Control] = ()
+    regions: Sequence[Region] = ()
+    region_mode: str = "attention"
+    base_ratio: float = 0.2
+    bootstrapping_steps: int = 20
+    views: Views | None = None
+    attention: Sequence[MapControl] = ()
     clip_skip: int = 0
     original_size: tuple[int, int] | None = None
     crops_coords_top_left: tuple[int, int] = (0, 0)
@@ -131,6 +145,8 @@ class Request:
         _check_sizes(self)
         _check_pictures(self)
         _put(self, "controls", _controls(self.controls))
+        _check_regions(self)
+        _put(self, "attention", _map_controls(self.attention))
         check.choice("output_type", self.output_type, ("pil", "np", "latent"))
         check.boolean("vae_tiling", self.vae_tiling)
 
@@ -146,36 +162,54 @@ def _put(item: object, field: str, value: object) -> None:
     object.__setattr__(item, field, value)
 
 
-def _sequence(field: str, value: object, longest: int) -> Sequence[object]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Sequence):
-        raise RequestError(field, value, "a list")
-    if len(value) > longest:
-        raise LimitError(field, f"{len(value)} entries", f"at most {longest}")
-    return value
-
-
-def _check_control(control: Control, name: str) -> None:
-    if not isinstance(control.model, (str, Path)) or not str(control.model):
-        raise RequestError(f"{name}.model", control.model, "a folder, file or name")
-    if len(str(control.model)) > 4096 or "\0" in str(control.model):
-        raise RequestError(f"{name}.model", "a path that no file can have", "a folder, file or name")
+def _check_control(control: ControlNet | T2IAdapter, name: str) -> None:
+    check.model_path(f"{name}.model", control.model)
     _put(control, "image", read_picture(f"{name}.image", control.image))
     _put(control, "scale", check.number(f"{name}.scale", control.scale, 0.0, 10.0))
-    _put(control, "start", check.number(f"{name}.start", control.start, 0.0, 1.0))
-    _put(control, "end", check.number(f"{name}.end", control.end, 0.0, 1.0))
-    if control.start >= control.end:
-        raise RequestError(f"{name}.start", control.start, f"less than end = {control.end}")
+    start, end = check.span(name, control.start, control.end)
+    _put(control, "start", start)
+    _put(control, "end", end)
     if control.mask is not None:
         _put(control, "mask", read_mask(f"{name}.mask", control.mask))
     check.choice(f"{name}.resize", control.resize, _RESIZE)
 
 
 def _controls(value: object) -> tuple[Control, ...]:
-    items = _sequence("controls", value, MAX_CONTROLS)
+    items = check.items("controls", value, MAX_CONTROLS)
     for i, item in enumerate(items):
-        if not isinstance(item, (ControlNet, T2IAdapter)):
-            raise RequestError(f"controls[{i}]", item, "a ControlNet or T2IAdapter")
-    return tuple(item for item in items if isinstance(item, (ControlNet, T2IAdapter)))
+        if not isinstance(item, Control):
+            raise RequestError(f"controls[{i}]", item, "a ControlNet, T2IAdapter or ImagePrompt")
+    return tuple(item for item in items if isinstance(item, Control))
+
+
+def _check_regions(request: Request) -> None:
+    regions = check.items("regions", request.regions, MAX_REGIONS)
+    for i, item in enumerate(regions):
+        if not isinstance(item, Region):
+            raise RequestError(f"regions[{i}]", item, "a Region")
+    _put(request, "regions", tuple(regions))
+    check.choice("region_mode", request.region_mode, ("attention", "latent"))
+    _put(request, "base_ratio", check.number("base_ratio", request.base_ratio, 0.0, 1.0))
+    steps = check.integer("bootstrapping_steps", request.bootstrapping_steps, 0, 1000)
+    _put(request, "bootstrapping_steps", steps)
+    if request.views is not None and not isinstance(request.views, Views):
+        raise RequestError("views", request.views, "Views or None")
+    for i, region in enumerate(request.regions):
+        if region.guidance_scale is not None and request.region_mode == "attention":
+            raise RequestError(
+                f"regions[{i}].guidance_scale", region.guidance_scale, 'None unless region_mode="latent"'
+            )
+
+
+def _map_controls(value: object) -> tuple[MapControl, ...]:
+    items = check.items("attention", value, MAX_CONTROLS)
+    for i, item in enumerate(items):
+        if not isinstance(item, MapControl):
+            raise RequestError(f"attention[{i}]", item, "a CaptureMaps, Reweight, InjectMap or PromptEdit")
+    found = tuple(item for item in items if isinstance(item, MapControl))
+    if sum(isinstance(item, PromptEdit) for item in found) > 1:
+        raise RequestError("attention", "two PromptEdits", "at most one PromptEdit")
+    return found
 
 
 def _check_texts(request: Request) -> None:
@@ -202,7 +236,7 @@ def _check_numbers(request: Request) -> None:
 def _seed(value: object, num_images: int) -> int | tuple[int, ...]:
     if not isinstance(value, Sequence):
         return check.integer("seed", value, 0, MAX_SEED)
-    seeds = _sequence("seed", value, MAX_IMAGES)
+    seeds = check.items("seed", value, MAX_IMAGES)
     if len(seeds) != num_images:
         raise RequestError("seed", f"{len(seeds)} seeds", f"one per image: {num_images}")
     return tuple(check.integer(f"seed[{i}]", seed, 0, MAX_SEED) for i, seed in enumerate(seeds))

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from bridle_kernels.attention import Capture, MassShift
+
 if TYPE_CHECKING:
     from bridle.networks.configs import ControlNetConfig
 
@@ -59,16 +61,50 @@ class ContextPiece:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteTerms:
+    """What a segment does at one attention site beyond its keys and values.
+
+    weight: factor of its output (P4): a number, per row [R], or per row and query [R, N]. bias: added to the scaled scores
+    (P6), [R or 1, H or 1, N or 1, L]. mass: a share of each chosen column's mass is spread over a window (P9). capture:
+    where columns of the map are added to (P8).
+    """
+
+    weight: float | Tensor = 1.0
+    bias: Tensor | None = None
+    mass: MassShift | None = None
+    capture: Capture | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ContextSegment:
     """P4: one softmax of the cross-attention.
 
-    weight: 1.0, per row [R], or per row and latent position [R, h, w] (resized for each resolution).
-    kv_rows: [R] int32, row of K and V that each row reads; None = row r reads row r.
+    k_rows, v_rows, q_rows: [R] int32, the row whose keys, values and queries each row reads; None = its own; -1 in k_rows
+    and v_rows = the row has no such segment. v_mix (P7): [R, L, L'] or [1, L, L'], V of the segment is v_mix @ V.
+    sites: one per cross-attention site; None = plain everywhere.
     """
 
     pieces: tuple[ContextPiece, ...]
-    weight: float | Tensor = 1.0
-    kv_rows: Tensor | None = None
+    k_rows: Tensor | None = None
+    v_rows: Tensor | None = None
+    q_rows: Tensor | None = None
+    v_mix: Tensor | None = None
+    sites: tuple[SiteTerms, ...] | None = None
+
+    def primitives(self) -> frozenset["Primitive"]:
+        """What this segment asks of a backend."""
+        asked = {Primitive.MAP_MIXING} if self.v_mix is not None or self.q_rows is not None else set()
+        for terms in self.sites or ():
+            asked |= {
+                primitive
+                for primitive, value in (
+                    (Primitive.ATTENTION_BIAS, terms.bias),
+                    (Primitive.COLUMN_MASS, terms.mass),
+                    (Primitive.MAP_CAPTURE, terms.capture),
+                )
+                if value is not None
+            }
+        return frozenset(asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +155,8 @@ class Rows:
     context: segments of every cross-attention (P4).
     extra_channels: [R, Cx, h, w], appended to `sample` before conv_in (P2).
     residuals: static residuals by point (P3). branches: networks that compute more of them each step.
+    self_rows: per level, [R] int32, the row whose queries and keys each row's self-attention reads, or None = its own
+    (P7 within P13); its values are its own.
     The remaining fields have no implementation yet on any backend: anything but None is refused by name.
     """
 
@@ -128,15 +166,11 @@ class Rows:
     extra_channels: Tensor | None = None
     residuals: Residuals | None = None
     branches: tuple[Branch, ...] = ()
+    self_rows: tuple[Tensor | None, ...] | None = None
     second_adagn: object | None = None
     self_extra_kv: object | None = None
-    attention_bias: object | None = None
-    map_mixing: object | None = None
-    map_capture: object | None = None
-    column_mass: object | None = None
     map_gradient: object | None = None
     latent_gradient: object | None = None
-    cross_row: object | None = None
     weight_deltas: object | None = None
     parallel_trunks: object | None = None
 
@@ -145,21 +179,17 @@ class Rows:
         asked = {primitive for field, primitive in _FIELD_PRIMITIVES.items() if getattr(self, field) is not None}
         if self.branches:
             asked.add(Primitive.RESIDUALS)
-        return frozenset(asked)
+        return frozenset(asked).union(*(segment.primitives() for segment in self.context))
 
 
 _FIELD_PRIMITIVES = {
     "extra_channels": Primitive.INPUT_CHANNELS,
     "residuals": Primitive.RESIDUALS,
+    "self_rows": Primitive.CROSS_ROW,
     "second_adagn": Primitive.SECOND_ADAGN,
     "self_extra_kv": Primitive.SELF_EXTRA_KV,
-    "attention_bias": Primitive.ATTENTION_BIAS,
-    "map_mixing": Primitive.MAP_MIXING,
-    "map_capture": Primitive.MAP_CAPTURE,
-    "column_mass": Primitive.COLUMN_MASS,
     "map_gradient": Primitive.MAP_GRADIENT,
     "latent_gradient": Primitive.LATENT_GRADIENT,
-    "cross_row": Primitive.CROSS_ROW,
     "weight_deltas": Primitive.WEIGHT_DELTAS,
     "parallel_trunks": Primitive.PARALLEL_TRUNKS,
 }

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bridle.batch import Batch
 from bridle.errors import Cancelled, NumericFault
-from bridle.lowering import Track
 from bridle.rows import Rows
+from bridle.track import Track
 from bridle_kernels.guide_step_blend import guide_step_blend
 
 
@@ -58,12 +58,12 @@ def denoise(
 ) -> None:
     """Runs every track to its end; `track.latents` holds the result, `track.error` what stopped it.
 
-    Tracks of one latent size share a batch. observer: called after each step of each image; an exception of it ends that image
-    alone. stepped: called with the number of image steps just done.
+    Tracks of one latent size share a batch; a track follows the one it reads. observer: called after each step of each
+    image; an exception of it ends that image alone. stepped: called with the number of image steps just done.
     """
     sizes: dict[tuple[int, ...], list[Track]] = {}
     for track in tracks:
-        sizes.setdefault(tuple(track.latents.shape), []).append(track)
+        sizes.setdefault((*track.latents.shape, *track.row_size), []).append(track)
     for group in sizes.values():
         _denoise_group(evaluator, group, observer, stepped)
 
@@ -76,20 +76,30 @@ def _denoise_group(
 ) -> None:
     state = _State([track for track in tracks if not track.finished])
     while state.batch is not None:
-        outputs = evaluator.evaluate(state.batch.rows(state.latents, evaluator.dtype))
+        parts = state.batch.rows(state.latents, evaluator.dtype)
+        outputs = torch.cat([evaluator.evaluate(rows) for rows in parts])
         before, model_outputs = state.advance(outputs)
         if stepped is not None:
             stepped(len(state.tracks))
         for index, track in enumerate(state.tracks):
             _observe(track, observer, before[index], model_outputs[index], state.latents[index])
+        _end_together(state.tracks)
         state.drop_finished()
+
+
+def _end_together(tracks: Sequence[Track]) -> None:
+    """What stops a track stops the one that it reads, and the other way round."""
+    for track in tracks:
+        if track.source is not None:
+            problem = track.error or track.source.error
+            track.error = track.source.error = problem
 
 
 def _observe(track: Track, observer: Observer | None, before: Tensor, output: Tensor, latents: Tensor) -> None:
     step = track.step - 1
     if not bool(torch.isfinite(latents).all()):
         track.error = NumericFault(step, "denoise")
-    elif observer is not None:
+    elif observer is not None and track.shown:
         d0, d1 = (float(value) for value in track.table.denoised[step])
         snapshot = StepSnapshot(
             request_index=track.request_index,
@@ -144,9 +154,16 @@ class _State:
             self.history[:, slot] = before
             self.history[:, self.depth + slot] = guided
         self.iteration += 1
+        self._blend_with_sources()
         for track in self.tracks:
             track.step += 1
         return before, guided
+
+    def _blend_with_sources(self) -> None:
+        """Each track's own blend with the track it reads, which stands before it."""
+        for index, track in enumerate(self.tracks):
+            if track.blend is not None:
+                self.latents[index] = track.blend(track.step, self.latents[index], self.latents[index - 1])
 
     def drop_finished(self) -> None:
         """Stores the latents of tracks that are done and keeps the others, in order."""
@@ -200,19 +217,23 @@ def _step_noise(track: Track, like: Tensor) -> Tensor | None:
 
 
 def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, Any]:
-    """The kernel's terms: model output of a track = sum of its rows' outputs times their guidance coefficients."""
+    """The kernel's terms: a track's model output is the sum of its rows' outputs, each times its coefficient and weights."""
     counts = [len(track.rows) for track in tracks]
-    total = sum(counts)
-    zeros = torch.zeros(total, dtype=torch.int32, device=device)
-    coefficients = [value for track in tracks for value in track.guidance]
+    rows = [row for track in tracks for row in track.rows]
+    blends = {id(row.blend): row.blend for row in rows if row.blend is not None}
+    places = {key: place for place, key in enumerate(blends)}
+
+    def integers(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
     return {
-        "term_start": torch.tensor(np.concatenate(([0], np.cumsum(counts))), dtype=torch.int32, device=device),
-        "term_row": torch.arange(total, dtype=torch.int32, device=device),
-        "term_coefficient": torch.tensor(coefficients, dtype=torch.float32, device=device),
-        "term_weight": torch.full((total,), -1, dtype=torch.int32, device=device),
-        "term_top": zeros,
-        "term_left": zeros,
-        "weights": None,
+        "term_start": integers(np.concatenate(([0], np.cumsum(counts))).tolist()),
+        "term_row": integers(range(len(rows))),
+        "term_coefficient": torch.tensor([row.coefficient for row in rows], dtype=torch.float32, device=device),
+        "term_weight": integers([-1 if row.blend is None else places[id(row.blend)] for row in rows]),
+        "term_top": integers([0 if row.window is None else row.window.top for row in rows]),
+        "term_left": integers([0 if row.window is None else row.window.left for row in rows]),
+        "weights": torch.stack(list(blends.values())) if blends else None,
     }
 
 

@@ -128,10 +128,6 @@ class Ops(Protocol):
         """A mask [R, 1, h, w] at another size, by area averaging."""
         ...
 
-    def resize_weights(self, weights: Tensor, size: tuple[int, int]) -> Tensor:
-        """Weights [R, h, w] over latent positions as [R, h'*w'] over tokens, by area averaging."""
-        ...
-
     def pixel_unshuffle(self, x: Tensor, factor: int) -> Tensor:
         """Blocks of factor x factor pixels become channels: [R, C*factor^2, h/factor, w/factor]."""
         ...
@@ -193,7 +189,6 @@ class ReferenceOps:
     average_pool = staticmethod(_resample.average_pool)
     spatial_mean = staticmethod(_resample.spatial_mean)
     resize_mask = staticmethod(_resample.resize_mask)
-    resize_weights = staticmethod(_resample.resize_weights)
     pixel_unshuffle = staticmethod(_pixel_unshuffle.pixel_unshuffle)
     activation = staticmethod(_activation.activation)
     scale_shift = staticmethod(_activation.scale_shift)

@@ -47,24 +47,30 @@ def transformer(
     x: Tensor,
     size: tuple[int, int],
     segments: Sequence[tuple[Segment, ...]],
+    self_rows: Tensor | None = None,
 ) -> Tensor:
-    """A stack of transformer blocks on image x [R, C, h, w], added to x. segments: of each block's cross-attention."""
+    """A stack of transformer blocks on image x [R, C, h, w], added to x.
+
+    segments: of each block's cross-attention. self_rows: [R], rows whose self-attention maps are read, or None.
+    """
     normed = layers.group_norm(ops, weights, f"{block.name}.norm", x, config.groups, TRANSFORMER_NORM_EPS)
     h = layers.linear(ops, weights, f"{block.name}.proj_in", ops.tokens(normed))
     del normed
     for index, context in enumerate(segments):
         name = f"{block.name}.transformer_blocks.{index}"
-        h = _self_attention(ops, weights, name, block.heads, config.upcast_attention, h)
+        h = _self_attention(ops, weights, name, block.heads, config.upcast_attention, h, self_rows)
         h = _cross_attention(ops, weights, name, block.heads, config.upcast_attention, h, context)
         h = _feed_forward(ops, weights, name, h)
     return ops.image(layers.linear(ops, weights, f"{block.name}.proj_out", h), size, residual=x)
 
 
-def _self_attention(ops: Ops, weights: Weights, name: str, heads: int, upcast: bool, h: Tensor) -> Tensor:
+def _self_attention(
+    ops: Ops, weights: Weights, name: str, heads: int, upcast: bool, h: Tensor, map_rows: Tensor | None
+) -> Tensor:
     normed = layers.layer_norm(ops, weights, f"{name}.norm1", h, LAYER_NORM_EPS)
     names = [f"{name}.attn1.{part}.weight" for part in ("to_q", "to_k", "to_v")]
     q, k, v = ops.project_heads(normed, [weights[n] for n in names], heads)
-    out = ops.attention(q, (Segment((Piece(k, v),)),), float32_scores=upcast)
+    out = ops.attention(q, (Segment((Piece(k, v),), q_rows=map_rows, k_rows=map_rows),), float32_scores=upcast)
     return layers.linear(ops, weights, f"{name}.attn1.to_out.0", out, residual=h)
 
 

@@ -9,12 +9,12 @@ from bridle.networks import layers
 from bridle.networks.blocks import res_block, transformer
 from bridle.networks.configs import EncoderConfig
 from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, res_blocks, transformers
-from bridle.rows import KV, ContextSegment, Residuals
+from bridle.rows import KV, ContextSegment, Residuals, SiteTerms
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
 
 Size = tuple[int, int]
-Weight = float | Tensor
+PLAIN = SiteTerms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def cross_kv(ops: Ops, weights: Mapping[str, Tensor], config: EncoderConfig, con
 class Trunk:
     """One forward pass over a batch of rows: everything that its blocks share.
 
-    sizes: (height, width) per level. segment_weights: per level, the weight of each segment of `context`.
+    sizes: (height, width) per level. self_rows: per level, see `Rows`.
     """
 
     ops: Ops
@@ -97,7 +97,7 @@ class Trunk:
     time: Tensor
     context: tuple[ContextSegment, ...]
     sizes: tuple[Size, ...]
-    segment_weights: tuple[tuple[Weight, ...], ...]
+    self_rows: tuple[Tensor | None, ...]
 
     def run(self, stage: Stage, x: Tensor | tuple[Tensor, Tensor]) -> Tensor:
         """The residual block and transformer of a stage."""
@@ -112,20 +112,33 @@ class Trunk:
 
     def run_transformer(self, block: Transformer, level: int, x: Tensor) -> Tensor:
         """A transformer with the segments of its cross-attentions."""
-        segments = tuple(self.segments(block.site + index, level) for index in range(block.depth))
-        return transformer(self.ops, self.weights, block, self.config, x, self.sizes[level], segments)
+        segments = tuple(self.segments(block.site + index) for index in range(block.depth))
+        size, self_rows = self.sizes[level], self.self_rows[level]
+        return transformer(self.ops, self.weights, block, self.config, x, size, segments, self_rows)
 
-    def segments(self, site: int, level: int) -> tuple[Segment, ...]:
+    def segments(self, site: int) -> tuple[Segment, ...]:
         """The segments of one cross-attention."""
-        return tuple(
-            Segment(
-                tuple(Piece(piece.sites[site].k, piece.sites[site].v, piece.length) for piece in segment.pieces),
-                weight=weight,
-                k_rows=segment.kv_rows,
-                v_rows=segment.kv_rows,
-            )
-            for segment, weight in zip(self.context, self.segment_weights[level], strict=True)
-        )
+        return tuple(_segment_at(segment, site) for segment in self.context)
+
+
+def _segment_at(segment: ContextSegment, site: int) -> Segment:
+    terms = PLAIN if segment.sites is None else segment.sites[site]
+    return Segment(
+        tuple(Piece(piece.sites[site].k, piece.sites[site].v, piece.length) for piece in segment.pieces),
+        weight=terms.weight,
+        k_rows=segment.k_rows,
+        v_rows=segment.v_rows,
+        q_rows=segment.q_rows,
+        bias=terms.bias,
+        v_mix=segment.v_mix,
+        mass=terms.mass,
+        capture=terms.capture,
+    )
+
+
+def level_sizes(size: Size, levels: int) -> tuple[Size, ...]:
+    """(height, width) of every level for latents of `size`: halved and rounded up, as strided convolutions do."""
+    return tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(levels))
 
 
 def make_trunk(
@@ -135,18 +148,11 @@ def make_trunk(
     time: Tensor,
     context: tuple[ContextSegment, ...],
     size: Size,
+    self_rows: tuple[Tensor | None, ...] | None = None,
 ) -> Trunk:
-    """A forward pass over latents of `size`. Level sizes halve and round up, as strided convolutions do."""
-    sizes = tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(config.levels))
-    segment_weights = tuple(tuple(_at_level(ops, segment.weight, s) for segment in context) for s in sizes)
-    return Trunk(ops, weights, config, time, context, sizes, segment_weights)
-
-
-def _at_level(ops: Ops, weight: Weight, size: Size) -> Weight:
-    """A map of weights [R, h, w] at another resolution as [R, h'*w']; other weights are the same everywhere."""
-    if isinstance(weight, (int, float)) or weight.ndim == 1:
-        return weight
-    return ops.resize_weights(weight, size)
+    """A forward pass over latents of `size`."""
+    own = (None,) * config.levels if self_rows is None else self_rows
+    return Trunk(ops, weights, config, time, context, level_sizes(size, config.levels), own)
 
 
 def run_encoder(trunk: Trunk, x: Tensor, residuals: Residuals) -> tuple[Tensor, list[Tensor]]:

@@ -37,7 +37,18 @@ __all__ = [
     "unet",
 ]
 
-SERVED = frozenset({Primitive.INPUT_CHANNELS, Primitive.RESIDUALS, Primitive.CROSS_SEGMENTS})
+SERVED = frozenset(
+    {
+        Primitive.INPUT_CHANNELS,
+        Primitive.RESIDUALS,
+        Primitive.CROSS_SEGMENTS,
+        Primitive.ATTENTION_BIAS,
+        Primitive.MAP_MIXING,
+        Primitive.MAP_CAPTURE,
+        Primitive.COLUMN_MASS,
+        Primitive.CROSS_ROW,
+    }
+)
 """Primitives of `Rows.primitives()` that `unet` computes; all others are refused by name."""
 
 
@@ -83,7 +94,7 @@ def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows
     for primitive in sorted(rows.primitives() - SERVED, key=lambda p: p.value):
         raise UnsupportedError(primitive.value, "networks", "it has no implementation yet")
     size = (rows.sample.shape[-2], rows.sample.shape[-1])
-    trunk = make_trunk(ops, weights, config, rows.time, rows.context, size)
+    trunk = make_trunk(ops, weights, config, rows.time, rows.context, size, rows.self_rows)
     joined = rows.sample if rows.extra_channels is None else (rows.sample, rows.extra_channels)
     x = ops.name_point(layers.conv(ops, weights, "conv_in", joined), "block.0")
     x, skips = run_encoder(trunk, _add(ops, residuals, "conv_in", x), residuals)

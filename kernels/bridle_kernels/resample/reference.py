@@ -22,8 +22,3 @@ def spatial_mean(x: Tensor) -> Tensor:
 def resize_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """[..., *size] of [..., h, w] by area averaging, so that masks that add up to one still do."""
     return F.adaptive_avg_pool2d(mask, size)
-
-
-def resize_weights(weights: Tensor, size: tuple[int, int]) -> Tensor:
-    """[R, h'*w'] of [R, h, w] by area averaging."""
-    return F.adaptive_avg_pool2d(weights, size).flatten(1)

@@ -1,0 +1,210 @@
+"""The cross-attention of a batch of rows in one step: its text, edits of the text's map, and further segments."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridle.lowering import RowPlan, SegmentPlan, TokenBias
+from bridle.rows import ContextSegment, SiteTerms
+from bridle.segment_stack import stack_context
+from bridle_kernels.attention import Capture, MassShift
+
+
+class CrossAttention:
+    """The segments of `plans`. sources: per row, the batch row whose queries and keys its `mix` reads, or None.
+
+    What depends on a step through strengths alone is made once for each set of strengths.
+    """
+
+    def __init__(self, plans: Sequence[RowPlan], sources: Sequence[int | None]) -> None:
+        self._plans = tuple(plans)
+        self._sources = tuple(sources)
+        self._device = plans[0].context.device
+        self._text = stack_context([plan.kv for plan in plans])
+        self._sites = len(plans[0].kv)
+        self._length = max(plan.context.shape[1] for plan in plans)
+        slots = range(max(len(plan.segments) for plan in plans))
+        self._slots = [[_at(plan.segments, place) for plan in plans] for place in slots]
+        self._others = [stack_context([None if s is None else s.kv for s in slot]) for slot in self._slots]
+        self._made: dict[Hashable, Tensor] = {}
+
+    def segments(self, steps: Sequence[int], captures: Sequence[Capture | None] | None) -> tuple[ContextSegment, ...]:
+        """The segments of every row's current step. captures: of the text's map, one per site."""
+        mixes = self._mixed_rows(steps)
+        found = [self._text_segment(steps, captures, mixes)]
+        if any(mixes):
+            found.append(self._source_segment(steps, captures, mixes))
+        for slot, segment in zip(self._slots, self._others, strict=True):
+            scales = tuple(0.0 if s is None else float(s.scale[step]) for s, step in zip(slot, steps, strict=True))
+            if any(scales):
+                found.append(
+                    _with_terms(segment, [self._slot_terms(slot, scales, site) for site in range(self._sites)])
+                )
+        return tuple(found)
+
+    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _text_segment(
+        self, steps: Sequence[int], captures: Sequence[Capture | None] | None, mixes: Sequence[bool]
+    ) -> ContextSegment:
+        terms = [
+            SiteTerms(
+                weight=self._text_weight(site),
+                bias=self._bias(steps, site),
+                mass=self._mass(steps, site),
+                capture=None if captures is None else captures[site],
+            )
+            for site in range(self._sites)
+        ]
+        return replace(_with_terms(self._text, terms), v_mix=self._own_mix(steps, mixes))
+
+    def _text_weight(self, site: int) -> float | Tensor:
+        maps = [None if plan.weights is None else plan.weights[site] for plan in self._plans]
+        if all(m is None for m in maps):
+            return 1.0
+        return self._once(("text", *map(id, maps)), lambda: _stack(maps, [1.0] * len(maps), 1.0))
+
+    def _slot_terms(self, slot: Sequence[SegmentPlan | None], scales: tuple[float, ...], site: int) -> SiteTerms:
+        """The weight of a further segment: its strength in this step times its own factor or map."""
+        own = [1.0 if s is None or s.weights is None else s.weights[site] for s in slot]
+        maps = [m if isinstance(m, Tensor) else None for m in own]
+        numbers = tuple(s * (1.0 if isinstance(m, Tensor) else m) for s, m in zip(scales, own, strict=True))
+        if all(m is None for m in maps):
+            weight = self._once(("slot", numbers), lambda: torch.tensor(numbers, device=self._device))
+        else:
+            weight = self._once(("slot", numbers, *map(id, maps)), lambda: _stack(maps, numbers, None))
+        return SiteTerms(weight=weight)
+
+    def _bias(self, steps: Sequence[int], site: int) -> Tensor | None:
+        """[R, 1, N, L], or None where no row has any in this step."""
+        active = [
+            (row, bias, float(bias.scale[step]), bias.maps[site])
+            for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True))
+            for bias in plan.biases
+            if bias.scale[step] != 0.0 and bias.maps[site] is not None
+        ]
+        if not active:
+            return None
+        key = ("bias", *((row, id(bias), scale, id(values)) for row, bias, scale, values in active))
+        return self._once(key, lambda: self._make_bias(active))
+
+    def _make_bias(self, active: Sequence[tuple[int, TokenBias, float, Tensor | None]]) -> Tensor:
+        positions = next(values.shape[0] for *_, values in active if values is not None)
+        total = torch.zeros((len(self._plans), 1, positions, self._length), device=self._device)
+        for row, bias, scale, values in active:
+            assert values is not None
+            total[row, 0][:, list(bias.columns)] += scale * values[:, None]
+        return total
+
+    def _mass(self, steps: Sequence[int], site: int) -> MassShift | None:
+        """Columns [R, S], shares [R, S] and windows [R, S, N]; -1 fills the columns of rows that have fewer."""
+        active = [
+            [s for s in plan.shifts if s.share[step] != 0.0 and s.windows[site] is not None]
+            for plan, step in zip(self._plans, steps, strict=True)
+        ]
+        most = max(sum(len(shift.columns) for shift in shifts) for shifts in active)
+        if not most:
+            return None
+        columns = torch.full((len(active), most), -1, dtype=torch.int32)
+        share = torch.zeros((len(active), most))
+        windows = None
+        for row, shifts in enumerate(active):
+            place = 0
+            for shift in shifts:
+                end = place + len(shift.columns)
+                window = shift.windows[site]
+                assert window is not None
+                if windows is None:
+                    windows = window.new_zeros((len(active), most, window.shape[0]))
+                columns[row, place:end] = torch.tensor(shift.columns, dtype=torch.int32)
+                share[row, place:end] = float(shift.share[steps[row]])
+                windows[row, place:end] = window
+                place = end
+        assert windows is not None
+        return MassShift(columns.to(self._device), share.to(self._device), windows)
+
+    def _mixed_rows(self, steps: Sequence[int]) -> list[bool]:
+        """Rows that read another row's map in this step."""
+        return [
+            plan.mix is not None and bool(plan.mix.source[step].any())
+            for plan, step in zip(self._plans, steps, strict=True)
+        ]
+
+    def _own_mix(self, steps: Sequence[int], mixes: Sequence[bool]) -> Tensor | None:
+        """[R, L, L]: factors on the columns of each row's own map, on the diagonal; None where all are 1."""
+        factors = np.ones((len(self._plans), self._length), np.float32)
+        for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True)):
+            own = factors[row, : plan.context.shape[1]]
+            if plan.factors is not None:
+                own *= plan.factors[step]
+            if plan.mix is not None and mixes[row]:
+                own *= plan.mix.own[step]
+        if (factors == 1.0).all():
+            return None
+        key = ("own", factors.tobytes())
+        return self._once(key, lambda: torch.diag_embed(torch.from_numpy(factors)).to(self._device))
+
+    def _source_segment(
+        self, steps: Sequence[int], captures: Sequence[Capture | None] | None, mixes: Sequence[bool]
+    ) -> ContextSegment:
+        """The maps that rows take from their sources, on their own values; captured into the same buffers."""
+        rows = torch.arange(len(self._plans), dtype=torch.int32, device=self._device)
+        reads = self._text.k_rows if self._text.k_rows is not None else rows
+        source = torch.tensor([s if s is not None else r for r, s in enumerate(self._sources)], device=self._device)
+        absent = ~torch.tensor(mixes, device=self._device)
+        (piece,) = self._text.pieces
+        length = None if piece.length is None else piece.length[source]
+        terms = [
+            SiteTerms(weight=self._text_weight(site), capture=None if captures is None else captures[site])
+            for site in range(self._sites)
+        ]
+        segment = ContextSegment(
+            pieces=(replace(piece, length=length),),
+            q_rows=source.to(torch.int32),
+            k_rows=reads[source].masked_fill(absent, -1),
+            v_rows=reads.masked_fill(absent, -1),
+            v_mix=self._mapper(steps, mixes),
+        )
+        return _with_terms(segment, terms)
+
+    def _mapper(self, steps: Sequence[int], mixes: Sequence[bool]) -> Tensor:
+        """[R, L, L]: columns of the source's map -> columns of the row's map."""
+        total = torch.zeros((len(self._plans), self._length, self._length))
+        for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True)):
+            if plan.mix is not None and mixes[row]:
+                taken = plan.mix.source[step]
+                if plan.factors is not None:
+                    taken = taken * plan.factors[step]
+                height, width = plan.mix.mapper.shape
+                total[row, :height, :width] = plan.mix.mapper * torch.from_numpy(taken)
+        return total.to(self._device)
+
+
+def _at(items: Sequence[SegmentPlan], place: int) -> SegmentPlan | None:
+    return items[place] if place < len(items) else None
+
+
+def _with_terms(segment: ContextSegment, terms: Sequence[SiteTerms]) -> ContextSegment:
+    """The segment with its terms, or as it is where all of them are plain."""
+    plain = all(
+        isinstance(t.weight, float) and t.weight == 1.0 and t.bias is None and t.mass is None and t.capture is None
+        for t in terms
+    )
+    return segment if plain else replace(segment, sites=tuple(terms))
+
+
+def _stack(maps: Sequence[Tensor | None], scales: Sequence[float], empty: float | None) -> Tensor:
+    """[R, N]: each row's map times its scale; a row without a map has `empty`, or its scale, everywhere."""
+    like = next(m for m in maps if m is not None)
+    return torch.stack(
+        [
+            torch.full_like(like, scale if empty is None else empty) if m is None else m * scale
+            for m, scale in zip(maps, scales, strict=True)
+        ]
+    )
