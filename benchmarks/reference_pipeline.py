@@ -3,7 +3,8 @@
     python benchmarks/reference_pipeline.py --out benchmarks/results/reference_pipeline.json
 
 Writes random SD1.5 weights to a temporary folder, then runs each implementation in processes of its own, in turns:
-load, a few guided steps, decode. Reports medians and ratios; memory is the process's peak resident size.
+load, a few guided steps, decode. Reports medians and ratios. Memory is the process's peak resident size: its own pages
+and those of the mapped weight files that it has touched, for both alike.
 """
 
 import argparse

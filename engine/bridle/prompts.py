@@ -1,6 +1,7 @@
 """Prompts -> token ids and weights in chunks of 77, as A1111 divides them; and the weights' effect on text features."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bridle.errors import LimitError, RequestError
+from bridle.prompt_chunks import CHUNK, Chunks
 from bridle.prompt_syntax import Segment, parse_prompt
 
-CHUNK = 77
 MAX_CHARACTERS = 32768
-MAX_CHUNKS = 64
-_ROOM = CHUNK - 2
-_BACKTRACK = 20
-"""A chunk that ends within this many tokens after a comma is cut at the comma."""
+_WORD_END = "</w>"
 _TOKENIZER_LOCK = threading.Lock()
 
 
@@ -48,7 +46,7 @@ def tokenize_prompt(tokenizer: Any, prompt: str, syntax: str = "a1111", field: s
     groups = parse_prompt(prompt, field) if syntax == "a1111" else ((Segment(prompt, 1.0),),)
     texts = [segment.text for group in groups for segment in group]
     ids = iter(_token_ids(tokenizer, texts))
-    chunks = _Chunks(tokenizer.convert_tokens_to_ids(",</w>"), field)
+    chunks = Chunks(tokenizer.convert_tokens_to_ids(",</w>"), field)
     for i, group in enumerate(groups):
         if i > 0:
             chunks.close()
@@ -57,21 +55,72 @@ def tokenize_prompt(tokenizer: Any, prompt: str, syntax: str = "a1111", field: s
     return _framed(chunks.finish(), tokenizer)
 
 
-def token_positions(tokenizer: Any, tokens: PromptTokens, word: str) -> tuple[tuple[int, ...], ...]:
+def with_chunks(tokenizer: Any, tokens: PromptTokens, count: int) -> PromptTokens:
+    """The prompt followed by empty chunks (BOS, EOS, padding) up to `count`, so that two contexts have one length.
+
+    Raises ValueError if the prompt has more chunks than that.
+    """
+    missing = count - len(tokens.lengths)
+    if missing < 0:
+        raise ValueError(f"with_chunks: the prompt has {len(tokens.lengths)} chunks, wanted {count}")
+    empty = _framed([([], [])] * missing, tokenizer)
+    ids, weights = np.concatenate([tokens.ids, empty.ids]), np.concatenate([tokens.weights, empty.weights])
+    return _read_only(ids, weights, tokens.lengths + empty.lengths)
+
+
+def word_columns(
+    tokenizer: Any, tokens: PromptTokens, words: Sequence[str], field: str = "words"
+) -> dict[str, tuple[int, ...]]:
+    """Columns of each word or phrase in the context of n * 77 tokens: those of all its occurrences, ascending.
+
+    Words are compared as the tokenizer reads them: without regard to case, as whole words, several tokens each where
+    it splits them. SDXL's two tokenizers agree on the columns, except behind a run of "!": one that pads with "!" never
+    joins it into one token.
+    Raises RequestError("field[i]") for a word that is not in the prompt.
+    """
+    if isinstance(words, str) or len(words) == 0:
+        raise RequestError(field, words, "a list of words")
+    columns = {}
+    for i, word in enumerate(words):
+        occurrences = token_positions(tokenizer, tokens, word, f"{field}[{i}]")
+        columns[word] = tuple(sorted({column for occurrence in occurrences for column in occurrence}))
+    return columns
+
+
+def token_positions(
+    tokenizer: Any, tokens: PromptTokens, word: str, field: str = "word"
+) -> tuple[tuple[int, ...], ...]:
     """Where a word, or several words, stand in the prompt: one tuple per occurrence, of indices into its n * 77 tokens.
 
-    A word that the tokenizer splits has several indices. Raises RequestError("word") if it does not occur.
+    A word that the tokenizer splits has several indices; the end of a longer word is no occurrence. Raises
+    RequestError(field) if it does not occur.
     """
-    _check_text(word, "word")
+    _check_text(word, field)
     wanted = _token_ids(tokenizer, [word])[0]
-    places = [chunk * CHUNK + 1 + i for chunk, length in enumerate(tokens.lengths) for i in range(length)]
+    places = _content(tokens)
     present = tokens.ids.reshape(-1)[places].tolist()
+    firsts = {columns[0] for columns in prompt_words(tokenizer, tokens)}
     starts = range(len(present) - len(wanted) + 1) if wanted else ()
-    found = [i for i in starts if present[i : i + len(wanted)] == wanted]
+    found = [i for i in starts if places[i] in firsts and present[i : i + len(wanted)] == wanted]
     if not found:
         shown = " ".join(tokenizer.convert_ids_to_tokens(present[:75]))
-        raise RequestError("word", word, f"a word of the prompt; its tokens are: {ascii(shown)[1:-1]}")
+        raise RequestError(field, word, f"a word of the prompt; its tokens are: {ascii(shown)[1:-1]}")
     return tuple(tuple(places[i : i + len(wanted)]) for i in found)
+
+
+def prompt_words(tokenizer: Any, tokens: PromptTokens) -> tuple[tuple[int, ...], ...]:
+    """The prompt's words in order, as the tokenizer divides it: letters, single digits, runs of punctuation.
+
+    Each is a tuple of indices into the n * 77 tokens.
+    """
+    places = _content(tokens)
+    ids = tokens.ids.reshape(-1)[places].tolist()
+    words: list[list[int]] = [[]]
+    for place, token, name in zip(places, ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        words[-1].append(place)
+        if name.endswith(_WORD_END) or token == tokenizer.pad_token_id:
+            words.append([])
+    return tuple(tuple(word) for word in words if word)
 
 
 def apply_weights(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -88,6 +137,11 @@ def apply_weights(hidden: Tensor, weights: Tensor) -> Tensor:
     restored = scaled * torch.where(factor.isfinite(), factor, torch.ones_like(factor))
     changed = (weights != 1).any(dim=1)[:, None, None].to(hidden.device)
     return torch.where(changed, restored.to(hidden.dtype), hidden)
+
+
+def _content(tokens: PromptTokens) -> list[int]:
+    """Indices of the tokens between BOS and EOS of every chunk."""
+    return [chunk * CHUNK + 1 + i for chunk, length in enumerate(tokens.lengths) for i in range(length)]
 
 
 def _check_text(text: object, field: str) -> None:
@@ -134,51 +188,6 @@ def _call(tokenizer: Any, texts: list[str], split_special_tokens: bool) -> list[
     return [list(ids) for ids in found["input_ids"]]
 
 
-class _Chunks:
-    """Fills chunks of 75 tokens."""
-
-    def __init__(self, comma: int, field: str) -> None:
-        self._comma = comma
-        self._field = field
-        self._ids: list[int] = []
-        self._weights: list[float] = []
-        self._last_comma: int | None = None
-        self._done: list[tuple[list[int], list[float]]] = []
-
-    def extend(self, ids: list[int], weight: float) -> None:
-        for token in ids:
-            if len(self._ids) == _ROOM and token != self._comma:
-                self._cut_at_comma()
-            if len(self._ids) == _ROOM:
-                self.close()
-            if token == self._comma:
-                self._last_comma = len(self._ids)
-            self._ids.append(token)
-            self._weights.append(weight)
-
-    def close(self) -> None:
-        """Ends the current chunk, even an empty one."""
-        if len(self._done) == MAX_CHUNKS:
-            raise LimitError(self._field, "a longer prompt", f"at most {MAX_CHUNKS} chunks of {_ROOM} tokens")
-        self._done.append((self._ids, self._weights))
-        self._ids, self._weights, self._last_comma = [], [], None
-
-    def finish(self) -> list[tuple[list[int], list[float]]]:
-        if self._ids or not self._done:
-            self.close()
-        return self._done
-
-    def _cut_at_comma(self) -> None:
-        """Moves what follows a late comma into the next chunk, so that a phrase is not torn."""
-        if self._last_comma is None or len(self._ids) - self._last_comma > _BACKTRACK:
-            return
-        cut = self._last_comma + 1
-        moved = self._ids[cut:], self._weights[cut:]
-        self._ids, self._weights = self._ids[:cut], self._weights[:cut]
-        self.close()
-        self._ids, self._weights = moved
-
-
 def _framed(chunks: list[tuple[list[int], list[float]]], tokenizer: Any) -> PromptTokens:
     """Chunks with BOS, EOS and padding."""
     ids = np.full((len(chunks), CHUNK), tokenizer.pad_token_id, dtype=np.int64)
@@ -189,6 +198,10 @@ def _framed(chunks: list[tuple[list[int], list[float]]], tokenizer: Any) -> Prom
         ids[i, 1:end] = tokens
         ids[i, end] = tokenizer.eos_token_id
         weights[i, 1:end] = factors
+    return _read_only(ids, weights, tuple(len(tokens) for tokens, _ in chunks))
+
+
+def _read_only(ids: NDArray[np.int64], weights: NDArray[np.float32], lengths: tuple[int, ...]) -> PromptTokens:
     ids.setflags(write=False)
     weights.setflags(write=False)
-    return PromptTokens(ids, weights, tuple(len(tokens) for tokens, _ in chunks))
+    return PromptTokens(ids, weights, lengths)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import workers
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -47,10 +48,9 @@ class Average:
     def update(self, step: int) -> None:
         """Follow the module; early steps count more, so that the start is forgotten soon."""
         decay = min(self.decay, (1 + step) / (10 + step))
+        moving = {name: value for name, value in self.module.state_dict().items() if value.is_floating_point()}
         with torch.no_grad():
-            for name, value in self.module.state_dict().items():
-                if value.is_floating_point():
-                    self.state[name].lerp_(value, 1 - decay)
+            torch._foreach_lerp_([self.state[name] for name in moving], list(moving.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -72,7 +72,7 @@ class _Progress:
         self.path = folder / f"{stage.name}.pt"
         self.module = stage.module
         self.optimizer = torch.optim.AdamW(
-            stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+            stage.module.parameters(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         self.average = Average(stage.module, stage.ema_decay)
         self.step = 0
@@ -106,26 +106,34 @@ class _Progress:
 
 
 def train(stage: Stage, out: Path, seed: int) -> None:
-    """Run a stage, or what is left of it, and leave the averaged weights in its module."""
+    """Run a stage, or what is left of it, and leave the averaged weights in its module.
+
+    Where several processes run it (`workers.py`), each has its own part of the batch; the first one writes.
+    """
     (out / "state").mkdir(parents=True, exist_ok=True)
     (out / "sheets").mkdir(exist_ok=True)
     progress = _Progress(stage, out / "state")
+    workers.barrier()
     if not progress.finished:
         _optimise(stage, progress, out, seed)
         progress.finished = True
-        progress.save()
-        _show(stage, progress, out)
+        if workers.rank() == 0:
+            progress.save()
+            _show(stage, progress, out)
+    workers.barrier()
     stage.module.load_state_dict(progress.average.state)
     stage.module.eval().requires_grad_(False)
 
 
 def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
     # A resumed run must not see the samples of its start again, so the step takes part in the seed.
-    rng = np.random.default_rng((seed, progress.step))
-    torch.manual_seed(seed * 1_000_003 + progress.step)
+    rng = np.random.default_rng((seed, progress.step, workers.rank()))
+    torch.manual_seed((seed * 1_000_003 + progress.step) * 64 + workers.rank())
     budget = stage.minutes * 60
     stage.module.train()
+    first = workers.rank() == 0
     shown, bar = progress.elapsed, tqdm(total=round(budget), initial=round(progress.elapsed), desc=stage.name, unit="s")
+    bar.disable = not first
     bar.mininterval = 10
     running = 0.0
     while progress.elapsed < budget:
@@ -133,14 +141,15 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
         share = progress.elapsed / budget
         value = _step(stage, progress, rng, share)
         running += (value - running) / min(progress.step, 100)
-        if progress.step % 50 == 0:
+        if first and progress.step % 50 == 0:
             _log(out, {"stage": stage.name, "step": progress.step, "seconds": progress.elapsed, "loss": running})
             bar.set_postfix(step=progress.step, loss=f"{running:.4f}", refresh=False)
         if progress.elapsed - shown > stage.show_every:
             shown = progress.elapsed
-            progress.save()
-            _show(stage, progress, out)
-        spent = time.monotonic() - started
+            if first:
+                progress.save()
+                _show(stage, progress, out)
+        spent = workers.agreed(time.monotonic() - started)
         progress.elapsed += spent
         bar.update(spent)
     bar.close()
@@ -155,6 +164,7 @@ def _step(stage: Stage, progress: _Progress, rng: np.random.Generator, share: fl
     loss = stage.loss(rng, share)
     progress.optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
+    workers.average_gradients(stage.module)
     nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
     progress.optimizer.step()
     progress.step += 1

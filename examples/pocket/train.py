@@ -7,16 +7,18 @@ pipeline in `OUT/pocket` after every stage and every few minutes.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
+import workers
 from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
 from controls import HINTS, build_control, control_stage
 from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
 from scenes import SceneImages
 from stage import train
 
-SHARES = {"autoencoder": 0.14, "denoiser": 0.60, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
+SHARES = {"autoencoder": 0.12, "denoiser": 0.62, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
 """How the minutes are divided."""
 
 
@@ -27,31 +29,41 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
     parser.add_argument("--scenes", type=int, default=48_000, help="training scenes to render")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--workers", type=int, default=2, help="CPU processes that share a batch")
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
+    (arguments.out / "cache").mkdir(parents=True, exist_ok=True)
+    if arguments.device == "cpu" and arguments.workers > 1:
+        workers.run(arguments.workers, arguments.out / "cache" / "workers", partial(run, arguments))
+    else:
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All stages, in one of `workers.count()` processes."""
     torch.manual_seed(arguments.seed)
-    device = torch.device(arguments.device)
+    device, parts = torch.device(arguments.device), workers.count()
     out: Path = arguments.out
-    (out / "cache").mkdir(parents=True, exist_ok=True)
-    images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
+    with workers.first_then_others():
+        images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
     autoencoder = build_autoencoder().to(device)
     minutes = {name: share * arguments.minutes for name, share in SHARES.items()}
-    train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16, device), out, arguments.seed)
-    latents = encode_all(autoencoder, images, out / "cache" / "latents.npy", device)
+    train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16 // parts, device), out, arguments.seed)
+    with workers.first_then_others():
+        latents = encode_all(autoencoder, images, out / "cache" / "latents.npy", device)
     autoencoder.register_to_config(scaling_factor=measure_scale(latents))
     denoiser = Denoiser().to(device)
-    tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
+    with workers.first_then_others():
+        tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
     batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
     pocket = out / "pocket"
-    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32, pocket), out, arguments.seed)
+    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32 // parts, pocket), out, arguments.seed)
     for name in HINTS:
         control = build_control(name, denoiser).to(device)
-        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32, pocket)
+        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32 // parts, pocket)
         train(stage, out, arguments.seed)
 
 

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from bridle.networks import layers, shapes
+from bridle.networks.clip_layer import clip_layer, clip_layer_shapes
 from bridle.networks.configs import TextConfig
-from bridle_kernels.activation import Activation
-from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
 
 Weights = Mapping[str, Tensor]
@@ -30,12 +29,7 @@ def tensor_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
         "text_model.embeddings.position_embedding.weight": (config.max_tokens, width),
     }
     for index in range(config.layers):
-        name = _layer(index)
-        expected |= shapes.norm(f"{name}.layer_norm1", width) | shapes.norm(f"{name}.layer_norm2", width)
-        for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            expected |= shapes.linear(f"{name}.self_attn.{projection}", width, width)
-        expected |= shapes.linear(f"{name}.mlp.fc1", width, config.mlp_width)
-        expected |= shapes.linear(f"{name}.mlp.fc2", config.mlp_width, width)
+        expected |= clip_layer_shapes(config, _layer(index))
     expected |= shapes.norm("text_model.final_layer_norm", width)
     if config.projection_dim is not None:
         expected["text_projection.weight"] = (config.projection_dim, width)
@@ -58,7 +52,7 @@ def clip_text(
     )
     hidden = x
     for index in range(config.layers):
-        x = _encoder_layer(ops, weights, config, _layer(index), x)
+        x = clip_layer(ops, weights, config, _layer(index), x, causal=True)
         if index == config.layers - 1 - skip:
             hidden = x
     normed = layers.layer_norm(ops, weights, "text_model.final_layer_norm", x, config.eps)
@@ -69,19 +63,6 @@ def clip_text(
 
 def _layer(index: int) -> str:
     return f"text_model.encoder.layers.{index}"
-
-
-def _encoder_layer(ops: Ops, weights: Weights, config: TextConfig, name: str, x: Tensor) -> Tensor:
-    normed = layers.layer_norm(ops, weights, f"{name}.layer_norm1", x, config.eps)
-    parts = [f"{name}.self_attn.{part}" for part in ("q_proj", "k_proj", "v_proj")]
-    biases = [weights[f"{part}.bias"] for part in parts]
-    q, k, v = ops.project_heads(normed, [weights[f"{part}.weight"] for part in parts], config.heads, biases)
-    out = ops.attention(q, (Segment((Piece(k, v),)),), causal=True)
-    x = layers.linear(ops, weights, f"{name}.self_attn.out_proj", out, residual=x)
-    normed = layers.layer_norm(ops, weights, f"{name}.layer_norm2", x, config.eps)
-    activation: Activation = "quick_gelu" if config.activation == "quick_gelu" else "gelu"
-    hidden = layers.linear(ops, weights, f"{name}.mlp.fc1", normed, activation=activation)
-    return layers.linear(ops, weights, f"{name}.mlp.fc2", hidden, residual=x)
 
 
 def _pooled(ops: Ops, weights: Weights, config: TextConfig, normed: Tensor, token_ids: Tensor) -> Tensor:

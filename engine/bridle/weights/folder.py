@@ -32,6 +32,7 @@ NETWORKS: Mapping[str, Network] = {
 
 _FILES = ("diffusion_pytorch_model", "model")
 _HARMLESS = ("position_ids",)
+_OLD_PROJECTIONS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def load_folder(
@@ -139,7 +140,11 @@ def _class_name(config: Mapping[str, object], label: str) -> str:
 
 
 def _published_name(key: str, kind: str) -> str:
-    """Text encoders are also saved without their `text_model.` prefix."""
+    """Text encoders are also saved without their `text_model.` prefix, autoencoders with older names of attention."""
+    if kind == "AutoencoderKL" and ".attentions." in key:
+        module, _, parameter = key.rpartition(".")
+        path, _, projection = module.rpartition(".")
+        return f"{path}.{_OLD_PROJECTIONS.get(projection, projection)}.{parameter}"
     if kind.startswith("CLIP") and key.split(".", 1)[0] in ("embeddings", "encoder", "final_layer_norm"):
         return f"text_model.{key}"
     return key

@@ -1,0 +1,58 @@
+"""Model folders as they are published: older names, half-precision variants, shards, optional parts, odd paths."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bridle.weights import Model, load_model
+
+VAE = "vae/diffusion_pytorch_model.safetensors"
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def same(one: Model, other: Model) -> bool:
+    pairs = zip((one.unet, one.vae, *one.text_encoders), (other.unet, other.vae, *other.text_encoders), strict=True)
+    return all(
+        a.tensors.keys() == b.tensors.keys() and all(torch.equal(a.tensors[key], b.tensors[key]) for key in a.tensors)
+        for a, b in pairs
+    )
+
+
+def test_autoencoders_with_the_older_names_of_attention(folder: Path) -> None:
+    wanted = load_model(folder)
+    tensors = load_file(folder / VAE)
+    older = {}
+    for key, tensor in tensors.items():
+        for new, old in OLD.items():
+            key = key.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+        older[key] = tensor
+    assert sum(key not in tensors for key in older) == 16
+    save_file(older, folder / VAE)
+    assert same(load_model(folder), wanted)
+
+
+def test_text_encoders_with_and_without_their_prefix(folder: Path) -> None:
+    wanted, file = load_model(folder), folder / "text_encoder/model.safetensors"
+    tensors = load_file(file)
+    bare = {key.removeprefix("text_model."): tensor for key, tensor in tensors.items()}
+    assert bare.keys() != tensors.keys()
+    save_file({**bare, "embeddings.position_ids": torch.arange(77)[None]}, file)
+    assert same(load_model(folder), wanted)
+
+
+def test_parts_that_are_not_used_may_be_listed_or_null(folder: Path) -> None:
+    wanted, file = load_model(folder), folder / "model_index.json"
+    index = json.loads(file.read_text())
+    extra = {"safety_checker": [None, None], "feature_extractor": ["transformers", "CLIPImageProcessor"]}
+    file.write_text(json.dumps({**index, **extra, "requires_safety_checker": False, "image_encoder": [None, None]}))
+    assert same(load_model(folder), wanted)
+
+
+@pytest.mark.parametrize("name", ["with spaces", "Modèle 模型", "a\nb", "x" * 200, "-dash", "%41"])
+def test_a18_odd_paths(folder: Path, name: str) -> None:
+    wanted = load_model(folder)
+    assert same(load_model(folder.rename(folder.with_name(name))), wanted)
+    assert same(load_model(f"{folder.with_name(name)}/"), wanted)
