@@ -26,8 +26,19 @@ class Window:
 
     def cut(self, canvas: Tensor) -> Tensor:
         """The window of a canvas [..., H, W]: [..., height, width]."""
-        columns = torch.arange(self.left, self.left + self.width, device=canvas.device) % canvas.shape[-1]
+        columns = self._columns(canvas.shape[-1]).to(canvas.device)
         return canvas[..., self.top : self.top + self.height, :].index_select(-1, columns)
+
+    def add_to(self, canvas: Tensor, part: Tensor) -> None:
+        """canvas[window] += part, for a canvas [H, W] at least as wide as the window."""
+        canvas[self.top : self.top + self.height].index_add_(1, self._columns(canvas.shape[-1]), part)
+
+    def scaled(self, factor: int) -> "Window":
+        """The same rectangle where a cell is `factor` wide."""
+        return Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+
+    def _columns(self, width: int) -> Tensor:
+        return torch.arange(self.left, self.left + self.width) % width
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,74 @@
+"""Bootstrapping of latent regions: in the first steps each sees a noised flat background around itself.
+
+MultiDiffusion, arXiv 2302.08113, `MultiDiffusion.generate` of region_based.py. Random draws come from the image's own generator
+in the official order: colours, one posterior draw per background, then (after the initial latents) the background of each
+region for every step and view.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bridle.backends.reference import ReferenceBackend
+from bridle.lowering import Bootstrap, RowPlan, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Backgrounds:
+    """colours: [n, 3] in [0, 1]. draws: standard normal [n, 4, h, w], for the encoder's distribution."""
+
+    colours: Tensor
+    draws: Tensor
+
+
+def draw_backgrounds(count: int, window: tuple[int, int], channels: int, generator: torch.Generator) -> Backgrounds:
+    """Colours and draws for `count` backgrounds as large as a window (h, w) of latent cells."""
+    colours = torch.rand((count, 3), generator=generator)
+    draws = [torch.randn((1, channels, *window), generator=generator) for _ in range(count)]
+    return Backgrounds(colours, torch.cat(draws))
+
+
+def draw_picks(steps: int, count: int, views: int, regions: int, generator: torch.Generator) -> Tensor:
+    """[steps, views, regions]: which background each region sees. Drawn for views too where a region is empty."""
+    draws = [torch.randint(0, count, (regions,), generator=generator) for _ in range(steps * views)]
+    return torch.stack(draws).reshape(steps, views, regions)
+
+
+def encode_backgrounds(
+    backend: ReferenceBackend, backgrounds: Backgrounds, used: Sequence[int], tiling: bool
+) -> Tensor:
+    """Latents [n, 4, h, w] in the sampler's scale; those that are not `used` are left at zero."""
+    latents = torch.zeros_like(backgrounds.draws)
+    factor = backend.model.vae.config.scale
+    height, width = (side * factor for side in latents.shape[-2:])
+    for index in used:
+        image = (backgrounds.colours[index] * 2.0 - 1.0).reshape(1, 3, 1, 1).expand(1, 3, height, width)
+        mean, log_variance = backend.encode_image(image.to(backend.device, backend.dtype), tiling)
+        spread = torch.zeros_like(mean) if log_variance is None else torch.exp(0.5 * log_variance.float())
+        latents[index] = (mean.float() + spread.float() * backgrounds.draws[index].to(mean.device))[0].cpu()
+    return latents
+
+
+def bootstrap_rows(
+    rows: Sequence[RowPlan],
+    masks: Sequence[Tensor],
+    windows: Sequence[Window | None],
+    picks: Tensor,
+    latents: Tensor,
+    noise: Tensor,
+) -> list[RowPlan]:
+    """The rows, those of regions with their backgrounds. masks: [h, w] per region. noise: [C, h, w] of the canvas."""
+    found = []
+    for row in rows:
+        if row.region is not None:
+            view = windows.index(row.window)
+            chosen = tuple(int(pick) for pick in picks[:, view, row.region])
+            mask, seen = masks[row.region][None], noise
+            if row.window is not None:
+                mask, seen = row.window.cut(mask), row.window.cut(noise)
+            bootstrap = Bootstrap(mask.to(noise.device), latents.to(noise.device), seen, chosen)
+            row = replace(row, bootstrap=bootstrap)
+        found.append(row)
+    return found

@@ -1,0 +1,71 @@
+"""InjectMap: a map of the user's own moves words, before or after the softmax of cross-attention.
+
+bias: with m the map lifted off zero, m~ = FLOOR + (1 - FLOOR) m, strength * log(m~ / mean m~) is added to the scores of the
+words. Their attention at a position is multiplied by (m~ / mean m~)^strength before it is normalised, so that a flat map
+changes nothing.
+
+mass: A'[u, i] = (1 - strength) A[u, i] + strength g[u] sum_v A[v, i] with g = m / sum m, the forward guidance of "Training-Free
+Layout Control with Cross-Attention Guidance" (arXiv 2304.03373).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bridle.backends.reference import ReferenceBackend
+from bridle.controls.site_maps import area_sites, chosen_sites, where
+from bridle.lowering import RowPlan, TokenBias, TokenShift, window_scales
+from bridle.map_controls import InjectMap
+from bridle.masks import box_mask, read_mask
+
+FLOOR = 0.02
+"""What is left of a word, at strength 1, where its map is 0: about 2 % of where the map is 1."""
+
+
+def check(backend: ReferenceBackend, control: InjectMap, size: tuple[int, int]) -> None:
+    """Raises RequestError for layers that do not exist and maps that vanish at this size."""
+    chosen_sites(backend.model.unet.config, control.layers, "InjectMap.layers")
+    _canvas(control, size)
+
+
+def lower(
+    backend: ReferenceBackend,
+    control: InjectMap,
+    columns: Sequence[int],
+    rows: Sequence[RowPlan],
+    steps: int,
+    size: tuple[int, int],
+) -> None:
+    """Adds the map to the rows. columns: of all the words. size: (height, width) in pixels."""
+    scale = window_scales(steps, control.start, control.end, control.strength)
+    if not scale.any():
+        return
+    config, factor = backend.model.unet.config, backend.model.vae.config.scale
+    chosen = chosen_sites(config, control.layers, "InjectMap.layers")
+    canvas = _canvas(control, size)
+    for window in dict.fromkeys(row.window for row in rows):
+        maps = area_sites(canvas, window, factor, config)
+        prepared = {id(m): _prepare(control.mode, m, canvas).to(backend.device) for m in maps}
+        found = where(chosen, tuple(prepared[id(m)] for m in maps))
+        for row in rows:
+            if row.window != window:
+                continue
+            if control.mode == "bias":
+                row.biases.append(TokenBias(tuple(columns), found, scale))
+            elif bool(maps[0].any()):
+                row.shifts.append(TokenShift(tuple(columns), found, scale))
+
+
+def _canvas(control: InjectMap, size: tuple[int, int]) -> Tensor:
+    """[H, W]."""
+    if control.box is not None:
+        return box_mask("InjectMap.box", control.box, size)
+    return read_mask("InjectMap.map", control.map, size)
+
+
+def _prepare(mode: str, level: Tensor, canvas: Tensor) -> Tensor:
+    if mode == "mass":
+        return level / level.sum().clamp(min=torch.finfo(level.dtype).tiny)
+    lifted = FLOOR + (1.0 - FLOOR) * level
+    return torch.log(lifted / (FLOOR + (1.0 - FLOOR) * canvas.mean()))
