@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.configs import ControlNetConfig
-from bridle.networks.layout import encoder_layout
+from bridle.networks.layout import encoder_layout, level_sizes
 from bridle.networks.trunk import make_trunk, run_encoder, run_middle
 from bridle.rows import Branch, Residual, Residuals
 from bridle_kernels.ops import Ops
@@ -84,7 +84,8 @@ def residual_sizes(config: ControlNetConfig, size: tuple[int, int]) -> tuple[tup
     for stage in encoder_layout(config).stages:
         levels.append(stage.level + 1 if stage.resample else stage.level)
     levels.append(config.levels - 1)
-    return tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in levels)
+    sizes = level_sizes(size, config.levels)
+    return tuple(sizes[level] for level in levels)
 
 
 def _mask(ops: Ops, branch: Branch, size: tuple[int, int]) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from bridle.networks import layers
 from bridle.networks.blocks import res_block, transformer
 from bridle.networks.configs import EncoderConfig
-from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, res_blocks, transformers
+from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, level_sizes, res_blocks, transformers
 from bridle.rows import KV, ContextSegment, Residuals
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
@@ -136,8 +136,8 @@ def make_trunk(
     context: tuple[ContextSegment, ...],
     size: Size,
 ) -> Trunk:
-    """A forward pass over latents of `size`. Level sizes halve and round up, as strided convolutions do."""
-    sizes = tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(config.levels))
+    """A forward pass over latents of `size`."""
+    sizes = level_sizes(size, config.levels)
     segment_weights = tuple(tuple(_at_level(ops, segment.weight, s) for segment in context) for s in sizes)
     return Trunk(ops, weights, config, time, context, sizes, segment_weights)
 
