@@ -1,6 +1,7 @@
 """The command line: `bridle generate`, `bridle doctor` and `bridle new-model`."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,22 +11,26 @@ import typer
 
 import bridle
 from bridle.architectures import ARCHITECTURES
-from bridle.backends.choose import BACKENDS, unavailable
-from bridle.engine import POCKET, resolve_control
+from bridle.backends.choose import BACKENDS
+from bridle.control_options import CONTROL_HELP, parse_control
+from bridle.doctor import report
 from bridle.errors import BridleError, RequestError
 from bridle.new_model import write_new_model
 from bridle.png_metadata import read_png
-from bridle.request import Control
-from bridle.request_json import request_from_json
-from bridle.weights.json_file import read_json
+from bridle.request_json import Loading, request_from_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Controllable Stable Diffusion.")
 
-_CONTROL_HELP = "NAME=IMAGE, NAME a folder or a control of the model; then options: scale=0.8,start=0,end=1,mask=FILE"
+_WITH_REPLAY = (
+    *("output", "model", "tokenizer", "variant", "prediction_type", "device", "dtype", "backend"),
+    *("replay", "metadata", "save_latents"),
+)
+"""Options that may stand beside --replay: all others would say again what the PNG says."""
 
 
 @app.command()
 def generate(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to draw; (word:1.2) weighs a word.")] = "",
     output: Annotated[
         Path, typer.Option("--output", "-o", help="PNG file; image 2 of 3 is written to NAME-2.png.")
@@ -44,7 +49,7 @@ def generate(
     image: Annotated[Path | None, typer.Option(help="Start from this picture.")] = None,
     strength: Annotated[float, typer.Option(help="How much of it to repaint, 0 to 1.")] = 1.0,
     mask_image: Annotated[Path | None, typer.Option(help="White is repainted.")] = None,
-    control: Annotated[list[str] | None, typer.Option(help=_CONTROL_HELP)] = None,
+    control: Annotated[list[str] | None, typer.Option(help=CONTROL_HELP)] = None,
     clip_skip: Annotated[int, typer.Option()] = 0,
     prompt_2: Annotated[str | None, typer.Option(help="For SDXL's second text encoder.")] = None,
     negative_prompt_2: Annotated[str | None, typer.Option()] = None,
@@ -62,23 +67,26 @@ def generate(
     vae_tiling: Annotated[bool, typer.Option("--vae-tiling")] = False,
     tokenizer: Annotated[Path | None, typer.Option(help="Folder, for single-file checkpoints.")] = None,
     variant: Annotated[str | None, typer.Option(help="fp16 for *.fp16.safetensors.")] = None,
+    prediction_type: Annotated[
+        str | None, typer.Option(help="epsilon or v_prediction, for single-file checkpoints.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, float16, bfloat16")] = "auto",
     backend: Annotated[str, typer.Option(help="auto, " + ", ".join(BACKENDS))] = "auto",
-    replay: Annotated[Path | None, typer.Option(help="Make the image of this PNG again; nothing else is read.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="Make the image of this PNG again; --model replaces its model.")
+    ] = None,
     metadata: Annotated[bool, typer.Option(help="Write the request into the PNG.")] = True,
 ) -> None:
     """Makes images from a prompt and control pictures."""
     try:
+        _check_targets(output, save_latents)
+        own_tokenizer = None if tokenizer is None else str(tokenizer)
+        loading = Loading(model, None if dtype == "auto" else dtype, variant, own_tokenizer, prediction_type)
         if replay is not None:
-            request, path = _replayed(replay)
-            engine = bridle.load(
-                path, backend=backend, device=device, dtype=dtype, tokenizer=tokenizer, variant=variant
-            )
+            request, engine = _replayed(context, replay, loading, backend, device)
         else:
-            engine = bridle.load(
-                model, backend=backend, device=device, dtype=dtype, tokenizer=tokenizer, variant=variant
-            )
+            engine = _load(loading, backend, device)
             request = bridle.Request(
                 prompt,
                 negative_prompt=negative_prompt,
@@ -92,7 +100,7 @@ def generate(
                 image=image,
                 strength=strength,
                 mask_image=mask_image,
-                controls=[_control(text, engine.path) for text in control or []],
+                controls=[parse_control(text, engine.path) for text in control or []],
                 clip_skip=clip_skip,
                 prompt_2=prompt_2,
                 negative_prompt_2=negative_prompt_2,
@@ -124,15 +132,8 @@ def generate(
 @app.command()
 def doctor() -> None:
     """Says what this computer has and which backend serves what, and why not."""
-    typer.echo(f"bridle {bridle.__version__}, PyTorch {torch.__version__}, {torch.get_num_threads()} threads")
-    capability = torch.backends.cpu.get_cpu_capability()
-    typer.echo(f"CPU: {capability}")
-    typer.echo(f"GPU: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'PyTorch sees none'}")
-    typer.echo(
-        f"default model: {'in the package' if (POCKET / 'model_index.json').is_file() else 'none in this installation'}"
-    )
-    for name in BACKENDS:
-        typer.echo(f"backend {name}: {unavailable(name) or 'available'}")
+    for line in report():
+        typer.echo(line)
 
 
 @app.command("new-model")
@@ -141,37 +142,67 @@ def new_model(
     arch: Annotated[str, typer.Option(help=", ".join(ARCHITECTURES))] = "tiny",
     controlnet: Annotated[bool, typer.Option("--controlnet", help="Also DIR/controlnet.")] = False,
     t2i: Annotated[bool, typer.Option("--t2i", help="Also DIR/t2i-adapter.")] = False,
+    ip_adapter: Annotated[str | None, typer.Option(help="base, plus or full: also DIR/ip-adapter.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     half: Annotated[bool, typer.Option("--half", help="float16 weights.")] = False,
 ) -> None:
     """Writes a folder of random weights in a published architecture, for tests and benchmarks."""
     dtype = torch.float16 if half else torch.float32
     try:
-        write_new_model(arch, folder, seed=seed, controlnet=controlnet, t2i=t2i, dtype=dtype, progress=True)
+        write_new_model(
+            arch,
+            folder,
+            seed=seed,
+            controlnet=controlnet,
+            t2i=t2i,
+            ip_adapter=ip_adapter,
+            dtype=dtype,
+            progress=True,
+        )
     except BridleError as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem
 
 
-def _replayed(path: Path) -> tuple[bridle.Request, str]:
+def _load(loading: Loading, backend: str, device: str) -> bridle.Engine:
+    return bridle.load(
+        loading.model,
+        backend=backend,
+        device=device,
+        dtype=loading.dtype or "auto",
+        variant=loading.variant,
+        tokenizer=loading.tokenizer,
+        prediction_type=loading.prediction_type,
+    )
+
+
+def _replayed(
+    context: typer.Context, path: Path, given: Loading, backend: str, device: str
+) -> tuple[bridle.Request, bridle.Engine]:
+    """The request of a PNG, and its model loaded as then unless the command line says otherwise."""
+    for name in context.params:
+        if name not in _WITH_REPLAY and _is_given(context, name):
+            raise RequestError(name, "a value", "none beside --replay, which takes it from the PNG")
     document = read_png(path)
     if document is None:
         raise RequestError("replay", path.name, "a PNG that carries a bridle request")
-    return request_from_json(document)
+    request, recorded = request_from_json(document)
+    if given.model is not None:
+        recorded = Loading(given.model, recorded.dtype)
+    chosen = {field: value for field, value in asdict(given).items() if value is not None}
+    return request, _load(replace(recorded, **chosen), backend, device)
 
 
-def _control(text: str, model: Path) -> Control:
-    """A control from NAME=IMAGE[,option=value...]; its folder's class says which kind it is."""
-    head, *options = text.split(",")
-    name, _, picture = head.partition("=")
-    if not name or not picture:
-        raise RequestError("control", text, "NAME=IMAGE[,scale=0.8,start=0,end=1,mask=FILE]")
-    folder = Path(resolve_control(model, name))
-    kind = read_json(folder / "config.json", f"{folder.name}/config.json").get("_class_name")
-    fields: dict[str, Any] = dict(_option(option) for option in options)
-    if kind == "T2IAdapter":
-        return bridle.T2IAdapter(name, picture, **fields)
-    return bridle.ControlNet(name, picture, **fields)
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _check_targets(output: Path, latents: Path | None) -> None:
+    """Before any work: a picture that cannot be written would be lost."""
+    for field, path, suffix in (("output", output, ".png"), ("save_latents", latents, ".npy")):
+        if path is not None and (path.suffix.lower() != suffix or not path.parent.is_dir() or path.is_dir()):
+            raise RequestError(field, path.name, f"a {suffix} file in a folder that exists")
 
 
 def _seed(values: list[int] | None) -> int | tuple[int, ...]:
@@ -196,29 +227,6 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
     except (OSError, ValueError) as problem:
         raise RequestError("latents", path.name, "a .npy file of floats") from problem
     return array
-
-
-def _option(text: str) -> tuple[str, object]:
-    name, _, value = text.partition("=")
-    if name == "mask":
-        return name, Path(value)
-    if name in ("scale", "start", "end"):
-        return name, _number(name, value)
-    if name == "guess_mode" and value in ("true", "false"):
-        return name, value == "true"
-    if name in ("resize", "guess_scales"):
-        return name, value
-    if name == "layer_weights":
-        return name, tuple(_number(name, weight) for weight in value.split("/"))
-    wants = "scale=, start=, end=, mask=, resize=, guess_mode=, guess_scales= or layer_weights=a/b/..."
-    raise RequestError("control", text, wants)
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as problem:
-        raise RequestError(f"control {name}", text, "a number") from problem
 
 
 def main() -> None:

@@ -10,13 +10,17 @@ from PIL import Image
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import NumericFault
 from bridle.lowering import Track
-from bridle.request_json import a1111_parameters, request_to_json
+from bridle.request_json import Loading, a1111_parameters, request_to_json
 from bridle.request_lowering import Prepared
 from bridle.result import Result
 
 
 def decode_result(
-    backend: ReferenceBackend, prepared: Prepared, tracks: Sequence[Track], timings: Mapping[str, float], model: str
+    backend: ReferenceBackend,
+    prepared: Prepared,
+    tracks: Sequence[Track],
+    timings: Mapping[str, float],
+    loading: Loading,
 ) -> Result | Exception:
     """The result of one request from its finished tracks, or the first error of them."""
     for track in tracks:
@@ -25,8 +29,8 @@ def decode_result(
     request = prepared.request
     latents = torch.stack([track.latents for track in tracks]).float().cpu()
     metadata = tuple(
-        (a1111_parameters(prepared, seed, backend.model), request_to_json(request, seed, model))
-        for seed in request.seeds
+        (a1111_parameters(prepared, seed, backend.model), request_to_json(request, index, loading))
+        for index, seed in enumerate(request.seeds)
     )
     if request.output_type == "latent":
         return Result(latents, latents, timings, request, backend.name, metadata)

@@ -18,6 +18,7 @@ from bridle.errors import BridleError, RequestError
 from bridle.lowering import Track
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
 from bridle.request import Control, ControlNet, Request
+from bridle.request_json import Loading
 from bridle.request_lowering import Prepared, lower_controls, lower_images, lower_text, prepare
 from bridle.result import BatchError, Result
 from bridle.sampler import Observer, denoise
@@ -42,8 +43,8 @@ def load(
     """Loads a model folder, a single-file checkpoint or a cached Hugging Face id.
 
     variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none.
-    prediction_type: "epsilon" or "v_prediction", for single files of SD 2.x, which do not say. Raises
-    ModelLoadError, UnsupportedError and RequestError. Never touches the network.
+    prediction_type: "epsilon" or "v_prediction", for single files, which do not say. Raises ModelLoadError,
+    UnsupportedError and RequestError. Never touches the network.
     """
     path = _default_model() if model is None else model
     chosen_device = choose_device(device)
@@ -56,7 +57,14 @@ def load(
         tokenizer=tokenizer,
         prediction_type=prediction_type,
     )
-    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype), Path(path))
+    loading = Loading(
+        model=None if model is None else str(model),
+        dtype=str(chosen_dtype).removeprefix("torch."),
+        variant=variant,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        prediction_type=prediction_type,
+    )
+    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype), Path(path), loading)
 
 
 def _default_model() -> Path:
@@ -68,9 +76,10 @@ def _default_model() -> Path:
 class Engine:
     """Samples images. Safe to share between threads; close nothing, keep nothing per request."""
 
-    def __init__(self, backend: ReferenceBackend, path: Path) -> None:
+    def __init__(self, backend: ReferenceBackend, path: Path, loading: Loading | None = None) -> None:
         self.backend = backend
         self.path = path
+        self.loading = loading or Loading(str(path))
         self._controls: dict[tuple[type, str], Component[ControlNetConfig] | Component[AdapterConfig]] = {}
         self._lock = threading.Lock()
 
@@ -88,6 +97,8 @@ class Engine:
         what went wrong; a list raises BatchError after all others have finished, with every result in it. Bad
         requests raise RequestError before any work is done.
         """
+        if callback is not None and not callable(callback):
+            raise RequestError("callback", callback, "a function that takes a StepSnapshot")
         single = isinstance(requests, Request)
         items = _checked_requests(requests)
         prepared = [prepare(self.backend, request, self.control) for request in items]
@@ -130,7 +141,7 @@ class Engine:
         with _timed(timings, "decode"):
             for index, item in enumerate(prepared):
                 own = [track for track in tracks if track.request_index == index]
-                outcomes.append(decode_result(self.backend, item, own, timings, str(self.path)))
+                outcomes.append(decode_result(self.backend, item, own, timings, self.loading))
         return outcomes
 
 

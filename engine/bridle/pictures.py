@@ -3,9 +3,10 @@
 Accepted: `PIL.Image.Image`, a path, a NumPy array [H, W], [H, W, 3] or [H, W, 4] (uint8 0..255 or float 0..1), or a
 torch tensor [3, H, W] or [1, 3, H, W] (float 0..1). Every picture is copied on entry. Colour modes: palette, RGBA, LA,
 CMYK and the like are converted to RGB by Pillow (transparency over white); EXIF orientation is applied; 16-bit
-integer modes are scaled by 65535.
+integer modes are scaled by 65535. Files: the formats of `FORMATS`, of which the first frame is read.
 """
 
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from bridle.errors import LimitError, RequestError
 MAX_SIDE = 16384
 MAX_PIXELS = 64 * 1024 * 1024
 MIN_SIDE = 8
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""Formats that are decoded in the process: none that Pillow hands to another program."""
 _WANTS = "a PIL image, a path, an array [H, W, 3] or [H, W] (uint8, or float in [0, 1]) or a tensor [3, H, W]"
 
 Picture = Image.Image | NDArray[np.float32]
@@ -40,11 +43,16 @@ def read_picture(field: str, value: object) -> Picture:
 
 
 def read_mask(field: str, value: object) -> NDArray[np.float32]:
-    """A mask [H, W] in [0, 1]: bool and 0/1 integers as they are, uint8 images divided by 255, colours by their luma."""
-    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype == np.bool_:
-        value = value.astype(np.float32)
+    """A mask [H, W] in [0, 1].
+
+    Arrays [H, W] of bool, and of integers that are all 0 or 1, are taken as they are, other uint8 values divided by
+    255, colours by their luma. Raises RequestError and LimitError.
+    """
     if isinstance(value, torch.Tensor) and value.ndim == 2:
-        value = value.detach().cpu().numpy()
+        _check_dense(field, value)
+        value = (value.float() if value.is_floating_point() else value).detach().cpu().numpy()
+    if isinstance(value, np.ndarray) and value.ndim == 2 and _is_binary(value):
+        value = value.astype(np.float32)
     picture = read_picture(field, value)
     if isinstance(picture, Image.Image):
         mask = np.asarray(picture.convert("L"), dtype=np.float32) / 255.0
@@ -52,6 +60,12 @@ def read_mask(field: str, value: object) -> NDArray[np.float32]:
         mask = picture.mean(axis=2, dtype=np.float32)
     mask.setflags(write=False)
     return mask
+
+
+def _is_binary(array: NDArray[Any]) -> bool:
+    return array.dtype == np.bool_ or (
+        array.dtype.kind in "iu" and array.size > 0 and bool(np.isin(array, (0, 1)).all())
+    )
 
 
 def picture_size(picture: Picture) -> tuple[int, int]:
@@ -90,18 +104,21 @@ def fit_mask(mask: NDArray[np.float32], height: int, width: int) -> NDArray[np.f
 
 def _open(field: str, path: str | Path) -> Image.Image:
     try:
+        if not os.path.isfile(path):
+            raise RequestError(field, Path(path).name, "a readable image file")
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            image = Image.open(path, formats=FORMATS)
             _check_size(field, image.height, image.width)
             image.load()
         return image
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as bomb:
         raise LimitError(field, Path(path).name, f"at most {MAX_PIXELS} pixels") from bomb
-    except (OSError, SyntaxError, ValueError) as problem:
-        if isinstance(problem, RequestError):
-            raise
-        raise RequestError(field, Path(path).name, "a readable image file") from problem
+    except RequestError:
+        raise
+    except Exception as problem:  # third-party decoders raise whatever a broken file provokes
+        wants = f"a readable image file ({', '.join(FORMATS)})"
+        raise RequestError(field, Path(path).name, wants) from problem
 
 
 def _check_size(field: str, height: int, width: int) -> None:
@@ -123,18 +140,26 @@ def _from_pil(field: str, image: Image.Image) -> Picture:
             layer = upright.convert("RGBA")
             upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
         return upright.convert("RGB") if upright.mode != "RGB" else upright.copy()
-    except (OSError, SyntaxError) as problem:
+    except RequestError:
+        raise
+    except Exception as problem:  # images may be decoded only now, see `_open`
         raise RequestError(field, image.mode, "a complete image") from problem
 
 
 def _tensor_to_array(field: str, tensor: torch.Tensor) -> NDArray[Any]:
-    if tensor.is_sparse or tensor.is_quantized or tensor.is_meta:
-        raise RequestError(field, str(tensor.layout), "a dense tensor")
+    _check_dense(field, tensor)
     if tensor.ndim == 4 and tensor.shape[0] == 1:
         tensor = tensor[0]
     if tensor.ndim != 3 or tensor.shape[0] not in (1, 3):
         raise RequestError(field, tuple(tensor.shape), "a tensor [3, H, W]")
+    if not tensor.is_floating_point():
+        raise RequestError(field, str(tensor.dtype), "float values in [0, 1]")
     return tensor.detach().float().cpu().permute(1, 2, 0).numpy()
+
+
+def _check_dense(field: str, tensor: torch.Tensor) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise RequestError(field, f"{tensor.layout} on {tensor.device}", "a dense tensor with values")
 
 
 def _from_array(field: str, array: NDArray[Any]) -> Picture:

@@ -148,7 +148,7 @@ class Request:
         _check_regions(self)
         _put(self, "attention", _map_controls(self.attention))
         check.choice("output_type", self.output_type, ("pil", "np", "latent"))
-        check.boolean("vae_tiling", self.vae_tiling)
+        _put(self, "vae_tiling", check.boolean("vae_tiling", self.vae_tiling))
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -220,6 +220,8 @@ def _check_texts(request: Request) -> None:
     check.choice("prompt_syntax", request.prompt_syntax, ("a1111", "plain"))
     if request.scheduler is not None and not isinstance(request.scheduler, (str, Mapping)):
         raise RequestError("scheduler", request.scheduler, "a name or a configuration dictionary")
+    if isinstance(request.scheduler, Mapping):
+        _put(request, "scheduler", dict(request.scheduler))
 
 
 def _check_numbers(request: Request) -> None:
@@ -273,6 +275,8 @@ def _latents(value: object, num_images: int) -> torch.Tensor:
         value = torch.from_numpy(np.array(value, dtype=np.float32))
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         raise RequestError("latents", value, "a float tensor or array [num_images, 4, h, w]")
+    if value.layout != torch.strided or value.is_meta:
+        raise RequestError("latents", f"{value.layout} on {value.device}", "a dense tensor with values")
     if value.ndim != 4 or value.shape[0] != num_images:
         raise RequestError("latents", tuple(value.shape), f"[{num_images}, 4, h, w]")
     copy = value.detach().to(device="cpu", dtype=torch.float32, copy=True)

@@ -2,8 +2,9 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,26 +24,47 @@ if TYPE_CHECKING:
 FORMAT = 1
 _CONTROLS: Mapping[str, type[ControlNet] | type[T2IAdapter]] = {"ControlNet": ControlNet, "T2IAdapter": T2IAdapter}
 _PICTURES = ("image", "mask_image", "depth_image", "mask", "latents")
+_NON_FINITE = ("inf", "-inf", "nan")
 
 
-def request_to_json(request: Request, seed: int, model: str) -> dict[str, object]:
-    """JSON that makes exactly the image of `seed`: the request with num_images 1. model: as given to `load`."""
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What an image's model was loaded with: arguments of `bridle.load`, None where they were left out.
+
+    model: None is the model in the package. dtype: the name of the type that was used, never "auto".
+    """
+
+    model: str | None
+    dtype: str | None = None
+    variant: str | None = None
+    tokenizer: str | None = None
+    prediction_type: str | None = None
+
+
+def request_to_json(request: Request, index: int, loading: Loading) -> dict[str, object]:
+    """JSON that makes exactly image `index` of the request, as a request of one image."""
     body = {item.name: _encode(getattr(request, item.name)) for item in fields(request)}
-    body.update(seed=seed, num_images=1, controls=[_control_to_json(control) for control in request.controls])
+    body.update(seed=request.seeds[index], num_images=1, output_type="pil")
+    body["controls"] = [_control_to_json(control) for control in request.controls]
     if isinstance(request.latents, torch.Tensor):
-        place = request.seeds.index(seed)
-        body["latents"] = _encode(request.latents[place : place + 1])
-    return {"format": FORMAT, "model": model, "request": body}
+        body["latents"] = _encode(request.latents[index : index + 1])
+    load = {item.name: getattr(loading, item.name) for item in fields(loading)}
+    return {"format": FORMAT, "load": load, "request": body}
 
 
-def request_from_json(document: Mapping[str, Any]) -> tuple[Request, str]:
+def request_from_json(document: Mapping[str, Any]) -> tuple[Request, Loading]:
     """The request and its model from `request_to_json`. Raises RequestError for anything else."""
-    if document.get("format") != FORMAT or not isinstance(document.get("request"), Mapping):
+    body, load = document.get("request"), document.get("load")
+    if document.get("format") != FORMAT or not isinstance(body, Mapping) or not isinstance(load, Mapping):
         raise RequestError("replay", str(document.get("format")), f"metadata of format {FORMAT}")
-    body = dict(document["request"])
-    controls = body.pop("controls", [])
-    values = _decoded(body, Request)
-    return Request(controls=tuple(_control_from_json(item) for item in controls), **values), str(document["model"])
+    known = {item.name for item in fields(Loading)}
+    if "model" not in load or not all(name in known and isinstance(v, str | None) for name, v in load.items()):
+        raise RequestError("replay", "a damaged entry 'load'", ", ".join(sorted(known)))
+    controls = body.get("controls", [])
+    if not isinstance(controls, list) or not all(isinstance(item, Mapping) for item in controls):
+        raise RequestError("controls", type(controls).__name__, "a list of ControlNet and T2IAdapter entries")
+    values = _decoded({name: value for name, value in body.items() if name != "controls"}, Request)
+    return Request(controls=tuple(_control_from_json(item) for item in controls), **values), Loading(**load)
 
 
 def a1111_parameters(prepared: "Prepared", seed: int, model: "Model") -> str:
@@ -95,15 +117,32 @@ def _encode(value: object) -> object:
         return {"float32": raw, "shape": list(value.shape)}
     if isinstance(value, Path):
         return str(value)
-    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {str(name): _encode_setting(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _encode_setting(value: object) -> object:
+    """A field of a scheduler configuration. JSON has no infinity, which diffusers writes into some of them."""
+    plain = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
+    return {"float": str(plain)} if isinstance(plain, float) and not math.isfinite(plain) else plain
 
 
 def _decode(name: str, value: Any) -> Any:
+    if name == "scheduler" and isinstance(value, Mapping):
+        return {field: _decode_setting(item) for field, item in value.items()}
     if name not in _PICTURES or value is None:
         return tuple(value) if isinstance(value, list) else value
-    if isinstance(value, Mapping) and "png" in value:
-        return Image.open(io.BytesIO(base64.b64decode(value["png"])))
-    if isinstance(value, Mapping) and "float32" in value:
-        array = np.frombuffer(base64.b64decode(value["float32"]), dtype="<f4")
-        return array.reshape([int(side) for side in value["shape"]]).astype(np.float32)
+    try:
+        if isinstance(value, Mapping) and "png" in value:
+            return Image.open(io.BytesIO(base64.b64decode(value["png"], validate=True)), formats=("PNG",))
+        if isinstance(value, Mapping) and "float32" in value:
+            array = np.frombuffer(base64.b64decode(value["float32"], validate=True), dtype="<f4")
+            return array.reshape([int(side) for side in value["shape"]]).astype(np.float32)
+    except (KeyError, OSError, SyntaxError, TypeError, ValueError) as problem:
+        raise RequestError(name, "a damaged entry", "a png or float32 entry") from problem
     raise RequestError(name, "an unknown encoding", "a png or float32 entry")
+
+
+def _decode_setting(value: Any) -> Any:
+    return float(value["float"]) if isinstance(value, Mapping) and value.get("float") in _NON_FINITE else value

@@ -14,11 +14,21 @@ from bridle.lowering import RowPlan, Track
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
 from bridle.request import Control, ControlNet, Request, T2IAdapter
 from bridle.solvers import SolverTable, solver_table
-from bridle.text_conditioning import TextConditioning, encode_negative, encode_positive
+from bridle.text_conditioning import TextConditioning, check_prompts, encode_negative, encode_positive
 from bridle.weights import Component
 
 MAX_COST = 64 * 1000 * 2048 * 2048
 """Images x steps x pixels of one request."""
+
+_XL_FIELDS = (
+    "prompt_2",
+    "negative_prompt_2",
+    "original_size",
+    "target_size",
+    "negative_original_size",
+    "negative_crops_coords_top_left",
+    "negative_target_size",
+)
 
 FindControl = Callable[[Control], Component[ControlNetConfig] | Component[AdapterConfig]]
 
@@ -41,6 +51,7 @@ def prepare(backend: ReferenceBackend, request: Request, find_control: FindContr
     _check_family(backend, request)
     _check_latents(backend, request, size)
     _check_clip_skip(backend, request)
+    check_prompts(backend, request)
     if request.num_images * request.num_inference_steps * size[0] * size[1] > MAX_COST:
         raise LimitError("num_images", request.num_images, f"images x steps x pixels of at most {MAX_COST}")
     table = solver_table(
@@ -142,9 +153,10 @@ def _size(backend: ReferenceBackend, request: Request) -> tuple[int, int]:
 def _check_family(backend: ReferenceBackend, request: Request) -> None:
     if backend.model.architecture == "sdxl":
         return
-    for field in ("prompt_2", "negative_prompt_2", "original_size", "target_size"):
-        if getattr(request, field) is not None:
-            raise RequestError(field, getattr(request, field), "None: only SDXL models have it")
+    unset = {**dict.fromkeys(_XL_FIELDS), "crops_coords_top_left": (0, 0)}
+    for field, value in unset.items():
+        if getattr(request, field) != value:
+            raise RequestError(field, getattr(request, field), f"{value}: only SDXL models have it")
 
 
 def _check_clip_skip(backend: ReferenceBackend, request: Request) -> None:

@@ -6,6 +6,7 @@ A scheduler of diffusers is stateful, but its step is linear in the samples, the
 threads can share.
 """
 
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from bridle.errors import RequestError
-from bridle.schedulers import Scheduler, refusal, resolve_scheduler
+from bridle.schedulers import Scheduler, refusal, resolve_scheduler, scheduler_class
 from bridle.solver_probe import Array, Probe, run_probe
 from bridle.solver_recurrence import recurrence
 
@@ -78,7 +79,7 @@ def solver_table(
 
     scheduler, base: as in `schedulers.resolve_scheduler`. num_inference_steps: 1 to 1000. strength: 0 to 1, the share
     of the schedule that is run, cut as diffusers' image-to-image pipelines cut it; 0 gives an empty table. eta: 0 to
-    1, used by the schedulers that take it (DDIM, TCD), as in diffusers' pipelines. timesteps, sigmas: a schedule of
+    1, for the schedulers that take it (DDIM, TCD; 0 with others), as in diffusers' pipelines. timesteps, sigmas: a schedule of
     one's own, for schedulers that accept one; then `num_inference_steps` is its length. Raises RequestError naming
     the field, also for a configuration whose step is not linear.
     """
@@ -90,6 +91,8 @@ def solver_table(
     asked = (base or {}).get("prediction_type", "epsilon")
     if prediction is None and asked != "epsilon":
         raise RequestError("scheduler", resolved.class_name, f"a scheduler for models with {asked}")
+    if eta != 0 and "eta" not in inspect.signature(scheduler_class(resolved.class_name).step).parameters:
+        raise RequestError("eta", eta, f"0: {resolved.class_name} has none")
     return _table(
         resolved,
         steps,

@@ -1,12 +1,13 @@
 """Prompts of a request -> context tensors, by the rules of each model family."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.prompts import apply_weights, tokenize_prompt
+from bridle.prompts import PromptTokens, apply_weights, tokenize_prompt
 from bridle.request import Request
 
 
@@ -18,10 +19,16 @@ class TextConditioning:
     pooled: Tensor | None
 
 
+def check_prompts(backend: ReferenceBackend, request: Request) -> None:
+    """Raises RequestError and LimitError for every prompt whose syntax or length cannot be served; encodes nothing."""
+    for prompts in (_positive(request), _negative(request)):
+        for _ in _tokens(backend, prompts, request):
+            pass
+
+
 def encode_positive(backend: ReferenceBackend, request: Request) -> TextConditioning:
     """The conditional row's context."""
-    second = request.prompt if request.prompt_2 is None else request.prompt_2
-    return _encode(backend, (request.prompt, second), request)
+    return _encode(backend, _positive(request), request)
 
 
 def encode_negative(backend: ReferenceBackend, request: Request, positive: TextConditioning) -> TextConditioning:
@@ -29,22 +36,36 @@ def encode_negative(backend: ReferenceBackend, request: Request, positive: TextC
     if request.negative_prompt is None and backend.model.force_zeros_for_empty_prompt:
         pooled = None if positive.pooled is None else torch.zeros_like(positive.pooled)
         return TextConditioning(torch.zeros_like(positive.context), pooled)
-    first = request.negative_prompt or ""
-    second = first if request.negative_prompt_2 is None else request.negative_prompt_2
-    return _encode(backend, (first, second), request)
+    return _encode(backend, _negative(request), request)
 
 
-def _encode(backend: ReferenceBackend, prompts: tuple[str, str], request: Request) -> TextConditioning:
+Prompts = tuple[tuple[str, str], ...]
+"""(field, text) for the first and the second text encoder."""
+
+
+def _positive(request: Request) -> Prompts:
+    second = ("prompt", request.prompt) if request.prompt_2 is None else ("prompt_2", request.prompt_2)
+    return ("prompt", request.prompt), second
+
+
+def _negative(request: Request) -> Prompts:
+    first = "negative_prompt", request.negative_prompt or ""
+    return first, first if request.negative_prompt_2 is None else ("negative_prompt_2", request.negative_prompt_2)
+
+
+def _tokens(backend: ReferenceBackend, prompts: Prompts, request: Request) -> Iterator[PromptTokens]:
+    """One per text encoder; an SDXL model with one encoder has the second one."""
+    used = prompts[:1] if backend.model.architecture != "sdxl" else prompts[-len(backend.model.text_encoders) :]
+    for tokenizer, (field, text) in zip(backend.model.tokenizers, used, strict=True):
+        yield tokenize_prompt(tokenizer, text, request.prompt_syntax, field)
+
+
+def _encode(backend: ReferenceBackend, prompts: Prompts, request: Request) -> TextConditioning:
     """SD 1.x and 2.x: last hidden layer after the final norm. SDXL: both encoders' penultimate layers, side by side."""
     xl = backend.model.architecture == "sdxl"
-    encoders = backend.model.text_encoders
-    texts = (prompts[2 - len(encoders)],) if len(encoders) == 1 else prompts
-    if not xl:
-        texts = prompts[:1]
     skip = request.clip_skip + (1 if xl else 0)
     hidden, pooled = [], None
-    for index, text in enumerate(texts):
-        tokens = tokenize_prompt(backend.model.tokenizers[index], text, syntax=request.prompt_syntax)
+    for index, tokens in enumerate(_tokens(backend, prompts, request)):
         output = backend.encode_text(index, torch.tensor(tokens.ids), skip, final_norm=not xl)
         weighted = apply_weights(output.hidden, torch.tensor(tokens.weights).to(output.hidden))
         hidden.append(weighted.reshape(1, -1, weighted.shape[-1]))

@@ -1,12 +1,13 @@
 """Which backend serves a model on a device."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError, UnsupportedError
+from bridle.rows import Primitive
 from bridle.weights import Model
 
 _log = logging.getLogger("bridle")
@@ -14,14 +15,17 @@ _log = logging.getLogger("bridle")
 BACKENDS = ("cuda", "cpu", "ort", "reference")
 """Order in which "auto" tries them."""
 
-_FACTORIES: Mapping[str, Callable[[Model, torch.device, torch.dtype], ReferenceBackend]] = {
-    "reference": ReferenceBackend,
-}
+_CLASSES: Mapping[str, type[ReferenceBackend]] = {"reference": ReferenceBackend}
 
 
 def unavailable(name: str) -> str | None:
     """None, or why a backend cannot be used here."""
-    return None if name in _FACTORIES else "this version of bridle has no implementation of it"
+    return None if name in _CLASSES else "this version of bridle has no implementation of it"
+
+
+def unserved(name: str, primitive: Primitive) -> str | None:
+    """None, or why a backend does not serve a primitive here."""
+    return unavailable(name) or _CLASSES[name].supports(frozenset({primitive}))
 
 
 def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.dtype) -> ReferenceBackend:
@@ -34,7 +38,7 @@ def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.d
     reason = unavailable(name)
     if reason is not None:
         raise UnsupportedError("this model", name, reason)
-    return _FACTORIES[name](model, device, dtype)
+    return _CLASSES[name](model, device, dtype)
 
 
 def choose_device(device: str) -> torch.device:
@@ -45,8 +49,12 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
     except (RuntimeError, TypeError) as problem:
         raise RequestError("device", device, "'auto', 'cpu', 'cuda' or 'cuda:N'") from problem
+    if chosen.type == "meta":
+        raise RequestError("device", device, "a device that holds values")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise RequestError("device", device, "'cpu': PyTorch sees no GPU here")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise RequestError("device", device, f"one of {torch.cuda.device_count()} GPUs")
     return chosen
 
 

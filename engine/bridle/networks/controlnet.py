@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bridle.networks import layers, shapes
 from bridle.networks.configs import ControlNetConfig
-from bridle.networks.layout import encoder_layout
-from bridle.networks.trunk import level_sizes, make_trunk, run_encoder, run_middle
+from bridle.networks.layout import encoder_layout, level_sizes
+from bridle.networks.trunk import make_trunk, run_encoder, run_middle
 from bridle.rows import Branch, Residual, Residuals
 from bridle_kernels.ops import Ops
 

@@ -158,6 +158,11 @@ def _decoder_stage(
     return Stage(level, res_block, transformer, resample, skip), _Cursor(cursor.shift + width, cursor.site + depth)
 
 
+def level_sizes(size: tuple[int, int], levels: int) -> tuple[tuple[int, int], ...]:
+    """(height, width) of every level below a latent of `size`: halved and rounded up, as strided convolutions do."""
+    return tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(levels))
+
+
 def encoder_res_blocks(config: EncoderConfig) -> Iterator[ResBlock]:
     """Residual blocks of encoder and middle in forward order."""
     encoder = encoder_layout(config)

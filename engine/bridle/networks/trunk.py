@@ -8,7 +8,7 @@ from torch import Tensor
 from bridle.networks import layers
 from bridle.networks.blocks import res_block, transformer
 from bridle.networks.configs import EncoderConfig
-from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, res_blocks, transformers
+from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, level_sizes, res_blocks, transformers
 from bridle.rows import KV, ContextSegment, Residuals, SiteTerms
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
@@ -134,11 +134,6 @@ def _segment_at(segment: ContextSegment, site: int) -> Segment:
         mass=terms.mass,
         capture=terms.capture,
     )
-
-
-def level_sizes(size: Size, levels: int) -> tuple[Size, ...]:
-    """(height, width) of every level for latents of `size`: halved and rounded up, as strided convolutions do."""
-    return tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in range(levels))
 
 
 def make_trunk(

@@ -1,17 +1,19 @@
 """Model folders and single files -> named tensors. Safetensors and JSON only; nothing from a model folder is ever executed."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
-from bridle.errors import ModelLoadError
+from bridle.errors import ModelLoadError, RequestError
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
 from bridle.weights.folder import load_component, load_folder
-from bridle.weights.model import Component, Model
+from bridle.weights.ip_adapter import adapter_file, load_ip_adapter_file
+from bridle.weights.model import Component, IPAdapter, Model
 from bridle.weights.single_file import load_adapter_file, load_controlnet_file, load_single_file
 
-__all__ = ["Component", "Model", "load_adapter", "load_controlnet", "load_model"]
+__all__ = ["Component", "IPAdapter", "Model", "load_adapter", "load_controlnet", "load_ip_adapter", "load_model"]
 
 
 def load_model(
@@ -25,10 +27,17 @@ def load_model(
 ) -> Model:
     """Loads a diffusers folder, a single-file checkpoint or a Hugging Face id that is in the local cache.
 
-    dtype: None keeps the stored one. variant: of a folder. tokenizer: a folder. prediction_type: of a single file of SD
-    2.x, see `single_file.load_single_file`. Raises ModelLoadError. Never touches the network.
+    dtype: None keeps the stored one. variant: of a folder. tokenizer: a folder. prediction_type: of a single file, see
+    `single_file.load_single_file`. Raises ModelLoadError, and RequestError for an argument that the model has no use
+    for. Never touches the network.
     """
     found, place = locate(path), device or torch.device("cpu")
+    if prediction_type not in (None, "epsilon", "v_prediction"):
+        raise RequestError("prediction_type", prediction_type, "'epsilon' or 'v_prediction'")
+    if prediction_type is not None and not found.is_file():
+        raise RequestError("prediction_type", prediction_type, "None: a folder's scheduler_config.json says it")
+    if variant is not None and found.is_file():
+        raise RequestError("variant", variant, "None: a single file has no variants")
     if found.is_file():
         return load_single_file(found, dtype, place, tokenizer, prediction_type)
     return load_folder(found, dtype, place, variant, tokenizer)
@@ -64,6 +73,36 @@ def load_adapter(
         got, want = component.config.channels, base.unet.config.block_out_channels
         raise ModelLoadError(Path(path).name, f"channels are {got}, the base model has {want}")
     return component
+
+
+def load_ip_adapter(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    base: Model,
+    subfolder: str = "",
+    weight_name: str | None = None,
+    image_encoder: str | Path | None = None,
+    loaded: Iterable[IPAdapter] = (),
+) -> IPAdapter:
+    """Loads an IP-Adapter that fits `base`, with its CLIP image encoder.
+
+    path: a .safetensors file, or a folder or cached id that holds it. subfolder, weight_name: where in the folder, as in
+    diffusers' `load_ip_adapter`; the only .safetensors file there if no name is given. image_encoder: folder (inside the
+    adapter's folder or anywhere) or cached id of a `CLIPVisionModelWithProjection`; None looks for a folder
+    `image_encoder` beside the file and above it. loaded: adapters whose encoder is shared where it is the same folder.
+    Raises ModelLoadError.
+    """
+    found = locate(path)
+    if found.is_file() and (subfolder or weight_name):
+        raise ModelLoadError(found.name, "is a file, wants a folder where subfolder or weight_name is given")
+    file = found if found.is_file() else adapter_file(found, subfolder, weight_name)
+    encoder = None
+    if image_encoder is not None:
+        inside = [place for place in (file.parent / image_encoder, found / image_encoder) if place.is_dir()]
+        encoder = inside[0] if inside else locate(image_encoder)
+    return load_ip_adapter_file(file, dtype, device, base, encoder, loaded)
 
 
 def locate(path: str | Path) -> Path:

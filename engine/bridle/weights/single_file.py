@@ -45,8 +45,8 @@ def load_single_file(
 ) -> Model:
     """Loads a checkpoint. architecture: None finds the published one by the key names.
 
-    prediction_type: of SD 2.x models, whose files do not say it in their weights: the argument, else the file's
-    `modelspec.prediction_type`, else "v_prediction" for the 4-channel U-Net (768 px) and "epsilon" for the others.
+    prediction_type: weights do not say it: the argument, else the file's `modelspec.prediction_type`, else
+    "v_prediction" for the 4-channel U-Net of SD 2.x (768 px) and "epsilon" for the others.
     Raises ModelLoadError.
     """
     shapes = {key: stored.shape for key, stored in read_header(path, path.name).items()}
@@ -57,9 +57,8 @@ def load_single_file(
     encoders = tuple(
         _text_encoder(tensors, config, family, index, path.name) for index, config in enumerate(chosen.text_encoders)
     )
-    scheduler = {**chosen.scheduler}
-    if family == "sd21":
-        scheduler["prediction_type"] = _prediction(path, parts[0].config, prediction_type)
+    velocity = family == "sd21" and parts[0].config.in_channels == 4
+    scheduler = {**chosen.scheduler, "prediction_type": prediction_type or _stated_prediction(path, velocity)}
     return Model(
         name=path.stem,
         architecture=model_architecture(parts[0].config, len(encoders), family == "sd21"),
@@ -162,13 +161,12 @@ def _text_encoder(
     return _component(config, own, text.tensor_shapes, name)
 
 
-def _prediction(path: Path, config: UNetConfig, given: str | None) -> str:
-    if given is not None:
-        return given
+def _stated_prediction(path: Path, velocity: bool) -> str:
+    """What the file's metadata says, else what is usual for the family. velocity: whether that is the velocity."""
     stated = read_metadata(path).get("modelspec.prediction_type")
     if stated in ("epsilon", "v"):
-        return "epsilon" if stated == "epsilon" else "v_prediction"
-    return "v_prediction" if config.in_channels == 4 else "epsilon"
+        velocity = stated == "v"
+    return "v_prediction" if velocity else "epsilon"
 
 
 def _adapter_config(tensors: Mapping[str, Tensor], name: str) -> AdapterConfig:

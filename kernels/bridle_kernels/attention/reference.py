@@ -1,47 +1,26 @@
-"""The definition in plain PyTorch.
+"""The definition in plain PyTorch, differentiable:
 
-    out_r(n) = sum_s  w_s,r(n) * softmax_L(scale * q_[q_rows_s(r)](n) . K_[k_rows_s(r)] + bias_s) @ V_[v_rows_s(r)]
+    out_r(n) = gate_r * sum_s w_s,r(n) * A_s,r(n) @ M_s V_[v_rows_s(r)]
+    A_s,r(n) = softmax_L(scale * q_[q_rows_s(r)](n) . K_[k_rows_s(r)] + bias_s), after its mass shift
 
-A segment s has one softmax over the concatenation of its pieces. Left for later versions, and therefore not parameters
-yet: pre-mixed V, gate and beta, capture of maps, column mass, log-sum-exp.
+A segment of which only the output is asked for goes to PyTorch's fused attention.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Keys k [Rk, L, H, d] and values v [Rv, L, H, d]. length: [R] int32 valid keys per output row, None for all L.
-
-    What lies behind the length is never read, NaN included.
-    """
-
-    k: Tensor
-    v: Tensor
-    length: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """One softmax.
-
-    weight: factor of its output; a number, per row [R], or per row and query [R, N]. k_rows, v_rows, q_rows: [R] int32,
-    the row of K, V and Q that each output row reads; None means its own row, or the only row of K or V there is; -1 in
-    k_rows or v_rows means that the row has no such segment. bias: added to the scaled scores, [R or 1, H or 1, N or 1, L]
-    over the concatenated pieces; -inf hides a key. A query without any visible key gets 0 from the segment.
-    """
-
-    pieces: tuple[Piece, ...]
-    weight: float | Tensor = 1.0
-    k_rows: Tensor | None = None
-    v_rows: Tensor | None = None
-    q_rows: Tensor | None = None
-    bias: Tensor | None = None
+from bridle_kernels.attention.capture import group_capture
+from bridle_kernels.attention.effective_map import multiply
+from bridle_kernels.attention.factor import Factor
+from bridle_kernels.attention.mass_shift import resolve_shift
+from bridle_kernels.attention.operands import Operands, accumulator, operands, pick
+from bridle_kernels.attention.row_groups import RowGroup, row_groups
+from bridle_kernels.attention.segment import Segment
+from bridle_kernels.attention.shapes import key_count, value_count
+from bridle_kernels.attention.softmax_map import visible_bias
 
 
 def attention(
@@ -51,103 +30,91 @@ def attention(
     scale: float | None = None,
     causal: bool = False,
     float32_scores: bool = False,
+    gate: float | Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """[R, N, H*d] of queries q [R, N, H, d].
-
-    scale: d^-0.5 if None. causal: query n sees keys 0..n (one plain segment only). float32_scores: scores and softmax
-    are computed from float32 copies. Raises ValueError for shapes that do not fit.
-    """
-    if not segments:
-        raise ValueError("attention: segments is empty, wants at least one")
-    rows, _, heads, dim = q.shape
+    """See `bridle_kernels.attention`; the arguments are not checked."""
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    total: Tensor | None = None
     for segment in segments:
-        _check(segment, rows, heads, dim)
-    if causal and (len(segments) > 1 or _is_masked(segments[0])):
-        raise ValueError("attention: causal wants one segment without lengths, rows to skip, or bias")
-    out = None
-    for segment in segments:
-        term = _weighted(_segment(q, segment, scale, causal, float32_scores), segment.weight)
-        out = term if out is None else out + term
-    assert out is not None
-    return out.transpose(1, 2).flatten(2)
+        _clear_reports(segment)
+        for group in row_groups(segment, q.shape[0]):
+            read = operands(q, segment, group)
+            if segment.reads_map:
+                term = _through_map(segment, read, group, scale)
+            else:
+                term = _fused(read, scale, causal, float32_scores)
+            weight = segment.weight
+            term = _weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
+            total = _add_rows(total, term, group)
+    return _deliver(q.new_zeros(q.shape) if total is None else total, q.dtype, gate, out)
 
 
-def _segment(q: Tensor, segment: Segment, scale: float | None, causal: bool, float32_scores: bool) -> Tensor:
-    """One segment's output before its weight: [R, H, N, d]."""
-    q = q if segment.q_rows is None else q.index_select(0, segment.q_rows.long())
-    k = _gather(segment, segment.k_rows, [piece.k for piece in segment.pieces], q.shape[0])
-    v = _gather(segment, segment.v_rows, [piece.v for piece in segment.pieces], q.shape[0])
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    dtype = q.dtype
+def _fused(read: Operands, scale: float, causal: bool, float32_scores: bool) -> Tensor:
+    """The output [r, N, H, d] of a segment, before its weight."""
+    q, k, v = read.q, read.k, read.v
     if float32_scores:
         q, k, v = q.float(), k.float(), v.float()
-    if not _is_masked(segment):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale).to(dtype)
-    bias = _bias(segment, q)
-    blind = (bias == -torch.inf).all(-1, keepdim=True)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.masked_fill(blind, 0.0), scale=scale)
-    return out.masked_fill(blind, 0.0).to(dtype)
+    if read.bias is None:
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    else:
+        bias, blind = visible_bias(read.bias.to(q.dtype))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).masked_fill(blind, 0.0)
+    return out.transpose(1, 2).to(read.q.dtype)
 
 
-def _gather(segment: Segment, source: Tensor | None, parts: list[Tensor], rows: int) -> Tensor:
-    """Keys or values of all pieces as each output row reads them, [R, L, H, d], zero behind the lengths."""
-    read = []
-    for piece, part in zip(segment.pieces, parts, strict=True):
-        if source is not None:
-            part = part.index_select(0, source.long().clamp(min=0))
-        elif part.shape[0] != rows:
-            part = part.expand(rows, -1, -1, -1)
-        if piece.length is not None:
-            part = part.masked_fill(~_visible(piece.length, part.shape[1])[:, :, None, None], 0.0)
-        read.append(part)
-    return read[0] if len(read) == 1 else torch.cat(read, 1)
+def _through_map(segment: Segment, read: Operands, group: RowGroup, scale: float) -> Tensor:
+    """The same from slices of the map, with everything that the segment reports."""
+    captures = [group_capture(capture, read, group, value_count(segment)) for capture in segment.captures]
+    found = [capture for capture in captures if capture is not None]
+    shift = None if segment.mass is None else resolve_shift(segment.mass, read, group, key_count(segment))
+    factors = [Factor(read.v.to(accumulator(read.v.dtype))), *(capture.factor for capture in found)]
+    result = multiply(read, scale, factors, shift)
+    for capture, columns in zip(found, result.products[1:], strict=True):
+        capture.add(columns)
+    if shift is not None and segment.mass is not None and segment.mass.out is not None:
+        _store_rows(segment.mass.out, shift.masses(result.column_mass), group)
+    if segment.lse is not None:
+        _store_rows(segment.lse, result.lse, group)
+    return result.products[0].transpose(1, 2)
 
 
-def _visible(length: Tensor, keys: int) -> Tensor:
-    """[R, L]: whether a key is within its row's length."""
-    return torch.arange(keys, device=length.device) < length[:, None]
+def _clear_reports(segment: Segment) -> None:
+    """What rows without the segment report: no mass, and the logarithm of 0. Captures only ever add."""
+    if segment.mass is not None and segment.mass.out is not None:
+        segment.mass.out.zero_()
+    if segment.lse is not None:
+        segment.lse.fill_(-torch.inf)
 
 
-def _is_masked(segment: Segment) -> bool:
-    lengths = any(piece.length is not None for piece in segment.pieces)
-    absent = any(source is not None and bool((source < 0).any()) for source in (segment.k_rows, segment.v_rows))
-    return lengths or absent or segment.bias is not None
+def _store_rows(out: Tensor, values: Tensor, group: RowGroup) -> None:
+    out.index_copy_(0, torch.tensor(group.rows, device=out.device), values.to(out.dtype))
 
 
-def _bias(segment: Segment, q: Tensor) -> Tensor:
-    """Bias, lengths and absent rows as one additive mask [R or 1, H or 1, N or 1, L]; -inf hides a key."""
-    hidden = torch.cat([_hidden(piece, q) for piece in segment.pieces], 1)
-    for source in (segment.k_rows, segment.v_rows):
-        if source is not None:
-            hidden = hidden | (source < 0)[:, None]
-    bias = q.new_zeros(()) if segment.bias is None else segment.bias.to(q.dtype)
-    return torch.where(hidden[:, None, None, :], -torch.inf, bias)
+def _add_rows(total: Tensor | None, term: Tensor, group: RowGroup) -> Tensor:
+    """total [R, N, H, d] plus the group's term [r, N, H, d], summed in at least float32."""
+    if total is None and group.is_whole:
+        return term
+    dtype = accumulator(term.dtype)
+    if total is None:
+        total = term.new_zeros((group.count, *term.shape[1:]), dtype=dtype)
+    if group.is_whole:
+        return total.to(dtype) + term
+    return total.to(dtype).index_add(0, torch.tensor(group.rows, device=term.device), term.to(dtype))
 
 
-def _hidden(piece: Piece, q: Tensor) -> Tensor:
-    keys = piece.k.shape[1]
-    if piece.length is None:
-        return torch.zeros((q.shape[0], keys), dtype=torch.bool, device=q.device)
-    return ~_visible(piece.length, keys)
-
-
-def _weighted(out: Tensor, weight: float | Tensor) -> Tensor:
+def _weighted(term: Tensor, weight: float | Tensor) -> Tensor:
+    """weight * term [r, N, ...] in at least float32; weight: a number, [], [r] or [r, N]. 0 gives 0, even from NaN."""
     if not isinstance(weight, Tensor):
-        return out if weight == 1.0 else out * weight
-    factor = weight[:, None, None, None] if weight.ndim == 1 else weight[:, None, :, None]
-    return out * factor.to(out.dtype)
+        if weight == 1.0:
+            return term
+        return term.to(accumulator(term.dtype)) * weight if weight else torch.zeros_like(term)
+    dtype = accumulator(term.dtype)
+    factor = weight.to(dtype).view(*weight.shape, *[1] * (term.ndim - weight.ndim))
+    return torch.where(factor == 0.0, 0.0, term.to(dtype) * factor)
 
 
-def _check(segment: Segment, rows: int, heads: int, dim: int) -> None:
-    if not segment.pieces:
-        raise ValueError("attention: a segment has no pieces")
-    for piece in segment.pieces:
-        for name, part, source in (("k", piece.k, segment.k_rows), ("v", piece.v, segment.v_rows)):
-            if part.ndim != 4 or part.shape[1:] != (piece.k.shape[1], heads, dim):
-                raise ValueError(f"attention: {name} is {tuple(part.shape)}, wants [rows, L, {heads}, {dim}]")
-            if source is None and part.shape[0] not in (1, rows):
-                raise ValueError(f"attention: {name} has {part.shape[0]} rows, wants 1, {rows}, or row indices")
-    for name in ("k_rows", "v_rows", "q_rows"):
-        source = getattr(segment, name)
-        if source is not None and source.shape != (rows,):
-            raise ValueError(f"attention: {name} is {tuple(source.shape)}, wants [{rows}]")
+def _deliver(total: Tensor, dtype: torch.dtype, gate: float | Tensor | None, out: Tensor | None) -> Tensor:
+    """gate * total as [R, N, H*d] of `dtype`, or added to out."""
+    total = total.flatten(2) if gate is None else _weighted(total, gate).flatten(2)
+    return total.to(dtype) if out is None else out.add_(total.to(accumulator(total.dtype)))

@@ -1,0 +1,96 @@
+"""The tensors of one segment, as the rows of one group read them."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bridle_kernels.attention.row_groups import RowGroup
+from bridle_kernels.attention.segment import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class Operands:
+    """q [r, H, N, d], k [r, H, L, d], v [r, H, L, d] (pre-mixed), bias [r or 1, H or 1, N or 1, L] for r rows of a group.
+
+    keys: [L], which of the segment's keys these are; None for all. mix: [r or 1, L, values] or None, what made v.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    keys: Tensor | None
+    mix: Tensor | None
+
+
+def operands(q: Tensor, segment: Segment, group: RowGroup) -> Operands:
+    """Reads the rows, cuts the lengths, applies the V pre-mix. q: [R, N, H, d]."""
+    keys = _keys(segment, group, q.device)
+    cut = None if segment.v_mix is not None else group.lengths
+    k = _read([piece.k for piece in segment.pieces], segment.k_rows, group, group.lengths)
+    v = _read([piece.v for piece in segment.pieces], segment.v_rows, group, cut)
+    q = pick(q if segment.q_rows is None else q.index_select(0, segment.q_rows), group)
+    mix = None if segment.v_mix is None else take(pick(segment.v_mix, group), 1, keys)
+    bias = None if segment.bias is None else take(pick(segment.bias, group), 3, keys)
+    v = v if mix is None else _mixed(mix, v)
+    return Operands(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, keys, mix)
+
+
+def pick(tensor: Tensor, group: RowGroup) -> Tensor:
+    """The group's rows of a tensor [R or 1, ...]; one row stays one row."""
+    if group.is_whole or tensor.shape[0] == 1:
+        return tensor
+    return tensor.index_select(0, torch.tensor(group.rows, device=tensor.device))
+
+
+def take(tensor: Tensor, dim: int, keys: Tensor | None) -> Tensor:
+    """The named keys of a dimension; all of them for None."""
+    return tensor if keys is None else tensor.index_select(dim, keys)
+
+
+def _keys(segment: Segment, group: RowGroup, device: torch.device) -> Tensor | None:
+    kept, start = [], 0
+    for piece, length in zip(segment.pieces, group.lengths, strict=True):
+        kept.append(torch.arange(start, start + length, device=device))
+        start += piece.k.shape[1]
+    return None if start == sum(group.lengths) else torch.cat(kept)
+
+
+def _read(parts: list[Tensor], source: Tensor | None, group: RowGroup, lengths: tuple[int, ...] | None) -> Tensor:
+    """Keys or values of all pieces as each row of the group reads them, [r, L, H, d]."""
+    read = []
+    for index, part in enumerate(parts):
+        part = part if lengths is None else part[:, : lengths[index]]
+        if part.shape[0] == 1:
+            part = part.expand(len(group.rows), -1, -1, -1)
+        elif source is not None:
+            part = part.index_select(0, pick(source, group))
+        else:
+            part = pick(part, group)
+        read.append(part)
+    return read[0] if len(read) == 1 else torch.cat(read, 1)
+
+
+def _mixed(mix: Tensor, v: Tensor) -> Tensor:
+    """mix @ V in at least float32. Values that no key uses are not read."""
+    dtype = accumulator(v.dtype)
+    used = (mix != 0).any(1)[:, :, None, None]
+    values = torch.where(used, v, 0.0).to(dtype)
+    return torch.einsum("rkl,rlhd->rkhd", mix.to(dtype).expand(v.shape[0], -1, -1), values).to(v.dtype)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """What sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def within(columns: Tensor, keys: Tensor | None, count: int) -> Tensor:
+    """Columns of a segment with `count` keys as int64 columns of the keys that are read; -1 for those that are not."""
+    columns = columns.long()
+    if keys is None:
+        return columns
+    place = torch.full((count,), -1, device=keys.device).index_copy(
+        0, keys, torch.arange(len(keys), device=keys.device)
+    )
+    return torch.where(columns < 0, -1, place[columns.clamp(min=0)])
