@@ -98,7 +98,9 @@ class _Part:
         """The batch row that a row's `mix` or `self_source` reads."""
         read = getattr(self._plans[place], field)
         track = self._tracks[self._owners[place]]
-        return None if read is None else places[id(track.source), read.row]
+        if read is None or track.source is None:
+            return None
+        return places[id(track.source), read.row % len(track.source.rows)]
 
     def _sample(self, latents: Tensor, steps: Sequence[int]) -> Tensor:
         """What each row sees of its track's latents, [R, C, h, w], scaled for the model."""

@@ -9,10 +9,10 @@ from PIL import Image
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import NumericFault
-from bridle.lowering import Track
+from bridle.request_checks import Prepared
 from bridle.request_json import Loading, a1111_parameters, request_to_json
-from bridle.request_lowering import Prepared
 from bridle.result import Result
+from bridle.track import Track
 
 
 def decode_result(

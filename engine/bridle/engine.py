@@ -15,14 +15,17 @@ from bridle.backends.choose import choose_backend, choose_device, choose_dtype
 from bridle.backends.reference import ReferenceBackend
 from bridle.decoding import decode_result
 from bridle.errors import BridleError, RequestError
-from bridle.lowering import Track
-from bridle.networks.configs import AdapterConfig, ControlNetConfig
+from bridle.image_prompt import ImagePrompt
+from bridle.image_tracks import lower_images
 from bridle.request import Control, ControlNet, Request
+from bridle.request_checks import Prepared, Weights, prepare
 from bridle.request_json import Loading
-from bridle.request_lowering import Prepared, lower_controls, lower_images, lower_text, prepare
+from bridle.request_lowering import lower_controls
 from bridle.result import BatchError, Result
 from bridle.sampler import Observer, denoise
-from bridle.weights import Component, load_adapter, load_controlnet, load_model
+from bridle.text_rows import lower_text
+from bridle.track import Track
+from bridle.weights import IPAdapter, load_adapter, load_controlnet, load_ip_adapter, load_model
 
 POCKET = Path(__file__).parent / "assets" / "pocket"
 """The model that `load` takes without an argument, where the installation carries it."""
@@ -80,7 +83,7 @@ class Engine:
         self.backend = backend
         self.path = path
         self.loading = loading or Loading(str(path))
-        self._controls: dict[tuple[type, str], Component[ControlNetConfig] | Component[AdapterConfig]] = {}
+        self._controls: dict[tuple[object, ...], Weights] = {}
         self._lock = threading.Lock()
 
     def sample(
@@ -111,16 +114,31 @@ class Engine:
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         return results[0] if single else results
 
-    def control(self, control: Control) -> Component[ControlNetConfig] | Component[AdapterConfig]:
+    def control(self, control: Control) -> Weights:
         """The loaded weights of a control, kept for later requests."""
-        key = (type(control), str(control.model))
+        key = _weights_key(control)
         with self._lock:
             if key not in self._controls:
-                path = resolve_control(self.path, control.model)
-                loader = load_controlnet if isinstance(control, ControlNet) else load_adapter
-                dtype, device = self.backend.dtype, self.backend.device
-                self._controls[key] = loader(path, dtype=dtype, device=device, base=self.backend.model)
+                self._controls[key] = self._load(control)
             return self._controls[key]
+
+    def _load(self, control: Control) -> Weights:
+        path = resolve_control(self.path, control.model)
+        dtype, device, base = self.backend.dtype, self.backend.device, self.backend.model
+        if isinstance(control, ImagePrompt):
+            return load_ip_adapter(
+                path,
+                dtype=dtype,
+                device=device,
+                base=base,
+                subfolder=control.subfolder,
+                weight_name=control.weight_name,
+                image_encoder=control.image_encoder,
+                loaded=[weights for weights in self._controls.values() if isinstance(weights, IPAdapter)],
+            )
+        if isinstance(control, ControlNet):
+            return load_controlnet(path, dtype=dtype, device=device, base=base)
+        return load_adapter(path, dtype=dtype, device=device, base=base)
 
     @torch.inference_mode()
     def _run(
@@ -145,13 +163,21 @@ class Engine:
         return outcomes
 
 
+def _weights_key(control: Control) -> tuple[object, ...]:
+    """What decides which files a control's weights come from."""
+    key: tuple[object, ...] = (type(control), str(control.model))
+    if isinstance(control, ImagePrompt):
+        return (*key, control.subfolder, control.weight_name, str(control.image_encoder))
+    return key
+
+
 def resolve_control(model: Path, name: str | Path) -> str | Path:
     """A control that the model folder holds under that name, else the path or id itself."""
     if os.path.exists(name):
         return name
     short = str(name)
     if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):
-        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", short):
+        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", f"ip-adapter-{short}", short):
             if (model / folder).is_dir():
                 return model / folder
     return name

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError
-from bridle.lowering import KnownRegion
 from bridle.pictures import fit, fit_mask
 from bridle.request import Request, as_mask, as_picture
 from bridle.solvers import SolverTable
+from bridle.track import KnownRegion
 
 INPAINTING_CHANNELS = 9
 DEPTH_CHANNELS = 5
@@ -35,9 +35,10 @@ class EncodedImages:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Initial latents [1, 4, h, w], extra input channels [1, Cx, h, w] or None, known region or None."""
+    """Initial latents and their noise [1, 4, h, w], extra input channels [1, Cx, h, w] or None, known region or None."""
 
     latents: Tensor
+    noise: Tensor
     extra_channels: Tensor | None
     known: KnownRegion | None
 
@@ -94,7 +95,8 @@ def start(
     known = None
     if images.mask is not None and mask_channels is None and clean is not None:
         known = KnownRegion(clean=clean[0], noise=noise[0], mask=images.mask[0])
-    return Start(_initial(request, clean, noise, table), None if extra is None else extra.to(backend.dtype), known)
+    latents = _initial(request, clean, noise, table)
+    return Start(latents, noise, None if extra is None else extra.to(backend.dtype), known)
 
 
 def _initial(request: Request, clean: Tensor | None, noise: Tensor, table: SolverTable) -> Tensor:

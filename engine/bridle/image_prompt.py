@@ -18,8 +18,9 @@ class ImagePrompt:
     model: file or folder of the adapter, a cached Hugging Face id, or the name of one that the model folder holds. image:
     a picture or a list of them. scale: 0 to 10, or by block as in diffusers' `set_ip_adapter_scale`: {"down": 0.5, "up":
     {"block_0": [0, 1, 0]}}, blocks that are not named get 0. mask: where it acts, or one mask per picture; pictures without
-    masks share one softmax, with masks each has its own. start, end: fractions of the steps. weight_name: the file in a
-    folder that holds several. image_encoder: its folder, None = found beside the adapter. Raises RequestError.
+    masks share one softmax, with masks each has its own. start, end: fractions of the steps. subfolder, weight_name: where
+    in the folder, as in diffusers' `load_ip_adapter`. image_encoder: its folder, None = found beside the adapter. Raises
+    RequestError.
     """
 
     model: str | Path
@@ -29,6 +30,7 @@ class ImagePrompt:
     start: float = 0.0
     end: float = 1.0
     mask: object | None = None
+    subfolder: str = ""
     weight_name: str | None = None
     image_encoder: str | Path | None = None
 
@@ -47,6 +49,7 @@ class ImagePrompt:
         _put(self, "end", end)
         if self.mask is not None:
             _put(self, "mask", _masks(self.mask, len(pictures)))
+        check.text("ImagePrompt.subfolder", self.subfolder, 256)
         if self.weight_name is not None:
             check.text("ImagePrompt.weight_name", self.weight_name, 256)
         if self.image_encoder is not None:

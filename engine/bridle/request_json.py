@@ -18,7 +18,7 @@ from bridle.request import Control, ControlNet, Request, T2IAdapter
 from bridle.schedulers import a1111_names, resolve_scheduler
 
 if TYPE_CHECKING:
-    from bridle.request_lowering import Prepared
+    from bridle.request_checks import Prepared
     from bridle.weights import Model
 
 FORMAT = 1

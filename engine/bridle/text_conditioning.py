@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.prompts import PromptTokens, apply_weights, tokenize_prompt
+from bridle.prompts import PromptTokens, apply_weights, tokenize_prompt, with_chunks
 from bridle.request import Request
 
 
@@ -21,14 +21,26 @@ class TextConditioning:
 
 def check_prompts(backend: ReferenceBackend, request: Request) -> None:
     """Raises RequestError and LimitError for every prompt whose syntax or length cannot be served; encodes nothing."""
-    for prompts in (_positive(request), _negative(request)):
+    for prompts in (_positive(request), _negative(request), *_region_prompts(request)):
         for _ in _tokens(backend, prompts, request):
             pass
 
 
-def encode_positive(backend: ReferenceBackend, request: Request) -> TextConditioning:
-    """The conditional row's context."""
-    return _encode(backend, _positive(request), request)
+def prompt_tokens(backend: ReferenceBackend, request: Request, field: str, prompt: str) -> PromptTokens:
+    """Tokens of a prompt as the first text encoder reads it; columns of its context are counted by them."""
+    return tokenize_prompt(backend.model.tokenizers[0], prompt, request.prompt_syntax, field)
+
+
+def encode_positive(backend: ReferenceBackend, request: Request, chunks: int = 1) -> TextConditioning:
+    """The conditional row's context, of at least `chunks` chunks."""
+    return _encode(backend, _positive(request), request, chunks)
+
+
+def encode_prompt(
+    backend: ReferenceBackend, request: Request, field: str, prompt: str, chunks: int = 1
+) -> TextConditioning:
+    """The context of another prompt of the request, of at least `chunks` chunks."""
+    return _encode(backend, ((field, prompt), (field, prompt)), request, chunks)
 
 
 def encode_negative(backend: ReferenceBackend, request: Request, positive: TextConditioning) -> TextConditioning:
@@ -53,6 +65,13 @@ def _negative(request: Request) -> Prompts:
     return first, first if request.negative_prompt_2 is None else ("negative_prompt_2", request.negative_prompt_2)
 
 
+def _region_prompts(request: Request) -> Iterator[Prompts]:
+    for index, region in enumerate(request.regions):
+        for name in ("prompt", "negative_prompt"):
+            entry = (f"regions[{index}].{name}", getattr(region, name) or "")
+            yield entry, entry
+
+
 def _tokens(backend: ReferenceBackend, prompts: Prompts, request: Request) -> Iterator[PromptTokens]:
     """One per text encoder; an SDXL model with one encoder has the second one."""
     used = prompts[:1] if backend.model.architecture != "sdxl" else prompts[-len(backend.model.text_encoders) :]
@@ -60,12 +79,13 @@ def _tokens(backend: ReferenceBackend, prompts: Prompts, request: Request) -> It
         yield tokenize_prompt(tokenizer, text, request.prompt_syntax, field)
 
 
-def _encode(backend: ReferenceBackend, prompts: Prompts, request: Request) -> TextConditioning:
+def _encode(backend: ReferenceBackend, prompts: Prompts, request: Request, chunks: int = 1) -> TextConditioning:
     """SD 1.x and 2.x: last hidden layer after the final norm. SDXL: both encoders' penultimate layers, side by side."""
     xl = backend.model.architecture == "sdxl"
     skip = request.clip_skip + (1 if xl else 0)
     hidden, pooled = [], None
-    for index, tokens in enumerate(_tokens(backend, prompts, request)):
+    for index, own in enumerate(_tokens(backend, prompts, request)):
+        tokens = with_chunks(backend.model.tokenizers[index], own, max(chunks, len(own.lengths)))
         output = backend.encode_text(index, torch.tensor(tokens.ids), skip, final_norm=not xl)
         weighted = apply_weights(output.hidden, torch.tensor(tokens.weights).to(output.hidden))
         hidden.append(weighted.reshape(1, -1, weighted.shape[-1]))

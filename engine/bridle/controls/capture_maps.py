@@ -16,6 +16,8 @@ from bridle.track import MapRecord
 
 def check(config: UNetConfig, control: CaptureMaps, latent_size: tuple[int, int], steps: int) -> None:
     """Raises RequestError for layers, resolutions and steps that do not exist."""
+    if steps == 0:
+        raise RequestError("CaptureMaps.steps", "a schedule without steps (strength 0)", "at least one step")
     if not any(level is not None for level in _levels(config, control, latent_size)):
         sites = zip(attention_sites(config), chosen_sites(config, control.layers, "CaptureMaps.layers"), strict=True)
         sizes = level_sizes(latent_size, config.levels)

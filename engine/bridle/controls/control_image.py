@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from bridle.errors import RequestError
+from bridle.lowering import Window
 from bridle.pictures import fit, picture_size
 from bridle.request import as_mask, as_picture
 
@@ -21,9 +22,21 @@ def control_tensor(picture: object, size: tuple[int, int], resize: str) -> Tenso
     return torch.tensor(array).permute(2, 0, 1)[None]
 
 
-def latent_mask(mask: object | None, size: tuple[int, int], device: torch.device) -> Tensor | None:
-    """[1, 1, h, w] float32: the mean of the mask over the area of each latent cell. size: (h, w)."""
+def latent_mask(
+    mask: object | None, canvas: tuple[int, int], window: Window | None, size: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """[1, 1, h, w] float32: the mean of the mask over the area of each cell of what a row sees.
+
+    canvas: (h, w) of the whole image's latents. window: the part of it that the row sees. size: (h, w) of the result.
+    """
     if mask is None:
         return None
     tensor = torch.tensor(as_mask(mask))[None, None]
+    if window is not None:
+        tensor = window.cut(torch.nn.functional.adaptive_avg_pool2d(tensor, canvas))
     return torch.nn.functional.adaptive_avg_pool2d(tensor, size).to(device)
+
+
+def seen_image(image: Tensor, window: Window | None, factor: int) -> Tensor:
+    """The part of an image [1, C, H, W] that a row sees. factor: pixels of a latent cell."""
+    return image if window is None else window.scaled(factor).cut(image)

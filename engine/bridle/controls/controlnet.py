@@ -7,12 +7,13 @@ import torch
 from numpy.typing import NDArray
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.controls.control_image import check_size, control_tensor, latent_mask
+from bridle.controls.control_image import check_size, control_tensor, latent_mask, seen_image
 from bridle.errors import RequestError
 from bridle.lowering import BranchPlan, RowPlan, window_scales
 from bridle.networks.configs import ControlNetConfig
 from bridle.networks.unet import controlnet_points
 from bridle.request import ControlNet
+from bridle.rows import KV
 from bridle.weights import Component
 
 
@@ -36,27 +37,45 @@ def lower(
     scale = _scales(control, component.config, len(timesteps))
     if not scale.any():
         return
-    image = control_tensor(control.image, size, control.resize)
-    hint = backend.encode_hint(component, image.to(backend.device, backend.dtype))
-    mask = latent_mask(control.mask, (hint.shape[2], hint.shape[3]), backend.device)
+    image, factor = control_tensor(control.image, size, control.resize), backend.model.vae.config.scale
+    canvas = (size[0] // factor, size[1] // factor)
+    acting = [row for row in rows if row.conditional or not control.guess_mode]
+    texts = _texts(backend, component, acting, timesteps)
+    for window in dict.fromkeys(row.window for row in acting):
+        hint = backend.encode_hint(component, seen_image(image, window, factor).to(backend.device, backend.dtype))
+        mask = latent_mask(control.mask, canvas, window, (hint.shape[2], hint.shape[3]), backend.device)
+        for row in acting:
+            if row.window == window:
+                time, kv = texts[id(row.context)]
+                branch = BranchPlan(
+                    weights=component.tensors,
+                    config=component.config,
+                    time=time,
+                    kv=kv,
+                    hint=hint,
+                    scale=scale,
+                    mask=mask,
+                    global_pool=component.config.global_pool,
+                )
+                row.branches.append(branch)
+
+
+def _texts(
+    backend: ReferenceBackend,
+    component: Component[ControlNetConfig],
+    rows: Sequence[RowPlan],
+    timesteps: torch.Tensor,
+) -> dict[int, tuple[torch.Tensor, tuple[KV, ...]]]:
+    """The network's own time table and text keys and values, once for rows that share a context. By the context's id."""
+    found: dict[int, tuple[torch.Tensor, tuple[KV, ...]]] = {}
     for row in rows:
-        if control.guess_mode and not row.conditional:
-            continue
-        added = None
-        if row.pooled is not None and row.time_ids is not None:
-            added = backend.added_embedding(component, row.pooled, row.time_ids)
-        row.branches.append(
-            BranchPlan(
-                weights=component.tensors,
-                config=component.config,
-                time=backend.time_table(component, timesteps, added),
-                kv=backend.cross_kv(component, row.context),
-                hint=hint,
-                scale=scale,
-                mask=mask,
-                global_pool=component.config.global_pool,
-            )
-        )
+        if id(row.context) not in found:
+            added = None
+            if row.pooled is not None and row.time_ids is not None:
+                added = backend.added_embedding(component, row.pooled, row.time_ids)
+            time = backend.time_table(component, timesteps, added)
+            found[id(row.context)] = time, backend.cross_kv(component, row.context)
+    return found
 
 
 def guess_factors(name: str, points: int) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from bridle.backends.reference import ReferenceBackend
-from bridle.controls.control_image import check_size, control_tensor, latent_mask
+from bridle.controls.control_image import check_size, control_tensor, latent_mask, seen_image
 from bridle.errors import RequestError
 from bridle.lowering import RowPlan, StaticResidual, window_scales
 from bridle.networks.configs import AdapterConfig
@@ -12,12 +12,15 @@ from bridle.request import T2IAdapter
 from bridle.weights import Component
 
 
-def check(control: T2IAdapter, config: AdapterConfig, size: tuple[int, int]) -> None:
-    """Raises RequestError for what does not suit the network. size: (height, width) in pixels."""
+def check(control: T2IAdapter, config: AdapterConfig, size: tuple[int, int], seen: tuple[int, int]) -> None:
+    """Raises RequestError for what does not suit the network.
+
+    size: (height, width) in pixels of the image. seen: of the part of it that a row sees.
+    """
     check_size("T2IAdapter.image", control.image, size, control.resize)
     if config.in_channels not in (1, 3):
         raise RequestError("T2IAdapter.model", f"an adapter with {config.in_channels} channels", "1 or 3 channels")
-    for field, side in zip(("height", "width"), size, strict=True):
+    for field, side in zip(("height", "width"), seen, strict=True):
         if side % config.downscale:
             raise RequestError(field, side, f"a multiple of {config.downscale}, which this T2IAdapter needs")
 
@@ -34,12 +37,15 @@ def lower(
     scale = window_scales(steps, control.start, control.end, control.scale)
     if not scale.any():
         return
-    image = control_tensor(control.image, size, control.resize)
+    image, factor = control_tensor(control.image, size, control.resize), backend.model.vae.config.scale
     if component.config.in_channels == 1:
         image = image.mean(dim=1, keepdim=True)
-    features = backend.adapter_features(component, image.to(backend.device, backend.dtype))
+    canvas = (size[0] // factor, size[1] // factor)
     points = adapter_points(backend.model.unet.config)
-    for point, values in zip(points, features, strict=False):
-        mask = latent_mask(control.mask, (values.shape[2], values.shape[3]), backend.device)
-        for row in rows:
-            row.residuals.append(StaticResidual(point, values, scale, mask))
+    for window in dict.fromkeys(row.window for row in rows):
+        seen = seen_image(image, window, factor).to(backend.device, backend.dtype)
+        for point, values in zip(points, backend.adapter_features(component, seen), strict=False):
+            mask = latent_mask(control.mask, canvas, window, (values.shape[2], values.shape[3]), backend.device)
+            for row in rows:
+                if row.window == window:
+                    row.residuals.append(StaticResidual(point, values, scale, mask))
