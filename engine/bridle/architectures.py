@@ -21,13 +21,14 @@ _SCHEDULER: Config = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """The configurations of one model family. text_encoders: one per encoder, in order."""
+    """The configurations of one model family. text_encoders: one per encoder, in order. image_encoder: of IP-Adapters."""
 
     pipeline: str
     unet: Config
     vae: Config
     text_encoders: tuple[Config, ...]
     scheduler: Config
+    image_encoder: Config
 
 
 def _unet(down: tuple[str, ...], up: tuple[str, ...], **fields: object) -> Config:
@@ -74,6 +75,22 @@ def _text(width: int, layers: int, heads: int, projection: int | None = None, ac
     }
 
 
+def _vision(width: int, layers: int, heads: int, projection: int, image_size: int, patch_size: int) -> Config:
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "hidden_act": "gelu",
+        "image_size": image_size,
+        "patch_size": patch_size,
+        "projection_dim": projection,
+    }
+
+
+_VIT_H, _TINY_VIT = _vision(1280, 32, 16, 1024, 224, 14), _vision(32, 3, 4, 24, 32, 8)
 _SD_DOWN, _SD_UP = (_CROSS,) * 3 + (_PLAIN,), (_UP_PLAIN,) + (_UP_CROSS,) * 3
 _XL_DOWN, _XL_UP = (_PLAIN, _CROSS, _CROSS), (_UP_CROSS, _UP_CROSS, _UP_PLAIN)
 _FULL_VAE, _TINY_VAE = (128, 256, 512, 512), (32, 32, 64, 64)
@@ -88,6 +105,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _vae(_FULL_VAE, 0.18215, 512),
         (_text(768, 12, 12),),
         _SCHEDULER,
+        _VIT_H,
     ),
     "sd21": Architecture(
         "StableDiffusionPipeline",
@@ -104,6 +122,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _vae(_FULL_VAE, 0.18215, 768),
         (_text(1024, 23, 16, act="gelu"),),
         {**_SCHEDULER, "prediction_type": "v_prediction"},
+        _VIT_H,
     ),
     "sdxl": Architecture(
         "StableDiffusionXLPipeline",
@@ -123,6 +142,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _vae(_FULL_VAE, 0.13025, 1024),
         (_text(768, 12, 12), _text(1280, 32, 20, projection=1280, act="gelu")),
         {**_SCHEDULER, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+        _VIT_H,
     ),
     "tiny": Architecture(
         "StableDiffusionPipeline",
@@ -130,6 +150,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _vae(_TINY_VAE, 0.18215, 128),
         (_text(32, 3, 4),),
         _SCHEDULER,
+        _TINY_VIT,
     ),
     "tiny-xl": Architecture(
         "StableDiffusionXLPipeline",
@@ -149,6 +170,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         _vae(_TINY_VAE, 0.13025, 128),
         (_text(32, 3, 4), _text(32, 4, 4, projection=24, act="gelu")),
         {**_SCHEDULER, "_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"},
+        _TINY_VIT,
     ),
 }
 """By the names that `bridle new-model --arch` takes."""

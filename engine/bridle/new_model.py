@@ -12,9 +12,21 @@ from tqdm.auto import tqdm
 
 from bridle.architectures import ARCHITECTURES, Architecture, Config, adapter_config, controlnet_config
 from bridle.errors import RequestError
+from bridle.networks import image_projection
+from bridle.networks.configs import (
+    ImageProjectionConfig,
+    LinearProjectionConfig,
+    MlpProjectionConfig,
+    ResamplerConfig,
+    UNetConfig,
+    VisionConfig,
+)
+from bridle.networks.configs.image_projection import RESAMPLER_HEAD_DIM
+from bridle.weights import ip_adapter_keys
 from bridle.weights.folder import NETWORKS
 from bridle.weights.tokenizers import byte_symbols
 
+IP_ADAPTERS = ("base", "plus", "full")
 _MARKERS = ("<|startoftext|>", "<|endoftext|>")
 
 
@@ -25,23 +37,31 @@ def write_new_model(
     seed: int = 0,
     controlnet: bool = False,
     t2i: bool = False,
+    ip_adapter: str | None = None,
     dtype: torch.dtype = torch.float32,
     progress: bool = False,
 ) -> None:
     """Writes a complete diffusers folder; the same seed gives the same bytes.
 
-    arch: "sd15", "sd21", "sdxl", "tiny" or "tiny-xl". controlnet, t2i: also DIR/controlnet and DIR/t2i-adapter. One
+    arch: "sd15", "sd21", "sdxl", "tiny" or "tiny-xl". controlnet, t2i: also DIR/controlnet and DIR/t2i-adapter.
+    ip_adapter: "base", "plus" or "full", also DIR/ip-adapter/ip-adapter.safetensors and its image_encoder beside it. One
     network is in memory at a time. Raises RequestError, also when the folder exists and is not empty.
     """
     if arch not in ARCHITECTURES:
         raise RequestError("arch", arch, "one of " + ", ".join(ARCHITECTURES))
+    if ip_adapter is not None and ip_adapter not in IP_ADAPTERS:
+        raise RequestError("ip_adapter", ip_adapter, "one of " + ", ".join(IP_ADAPTERS))
     root = Path(folder)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise RequestError("folder", root.name, "a folder that does not exist or is empty")
     architecture = ARCHITECTURES[arch]
     parts = _parts(architecture, controlnet, t2i)
+    if ip_adapter is not None:
+        parts["ip-adapter/image_encoder"] = architecture.image_encoder
     for index, (name, config) in enumerate(tqdm(parts.items(), disable=not progress, unit="network")):
         _write_network(root / name, config, seed * 1000 + index, dtype)
+    if ip_adapter is not None:
+        _write_ip_adapter(root / "ip-adapter", ip_adapter, architecture, seed * 1000 + len(parts), dtype)
     for index in range(len(architecture.text_encoders)):
         _write_tokenizer(root / ("tokenizer" if index == 0 else f"tokenizer_{index + 1}"))
     _write_json(root / "scheduler" / "scheduler_config.json", architecture.scheduler)
@@ -73,11 +93,46 @@ def _write_network(folder: Path, config: Config, seed: int, dtype: torch.dtype) 
     save_file(tensors, folder / f"{file}.safetensors", metadata={"format": "pt"})
 
 
+def _write_ip_adapter(folder: Path, kind: str, architecture: Architecture, seed: int, dtype: torch.dtype) -> None:
+    """In the official format."""
+    unet = UNetConfig.from_dict(architecture.unet, "unet/config.json")
+    encoder = VisionConfig.from_dict(architecture.image_encoder, "image_encoder/config.json")
+    config, modules = _image_projection(kind, unet.cross_attention_dim, encoder)
+    shapes = {**image_projection.tensor_shapes(config), **ip_adapter_keys.attention_shapes(unet)}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
+    official = ip_adapter_keys.to_file(tensors, ip_adapter_keys.official_keys(unet, modules))
+    save_file(official, folder / "ip-adapter.safetensors", metadata={"format": "pt"})
+
+
+def _image_projection(
+    kind: str, context_dim: int, encoder: VisionConfig
+) -> tuple[ImageProjectionConfig, Mapping[str, str]]:
+    """The published projection of that kind and its official module paths."""
+    if kind == "base":
+        dim = encoder.projection_dim
+        return LinearProjectionConfig(image_dim=dim, context_dim=context_dim, tokens=4), ip_adapter_keys.LINEAR
+    if kind == "full":
+        return MlpProjectionConfig(image_dim=encoder.width, context_dim=context_dim), ip_adapter_keys.MLP
+    width, depth = min(context_dim, 1280), 4
+    config = ResamplerConfig(
+        image_dim=encoder.width,
+        context_dim=context_dim,
+        tokens=16,
+        width=width,
+        mlp_width=4 * width,
+        heads=max(1, width // RESAMPLER_HEAD_DIM),
+        depth=depth,
+    )
+    return config, ip_adapter_keys.resampler_modules(depth)
+
+
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Weights of variance 1 / fan-in, norm scales around 1, biases around 0: activations stay near one."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1:
-        fan_in = noise[0].numel() if "embedding" not in name or "time" in name or "add" in name else 1
+        table = "embedding" in name and not any(part in name for part in ("time", "add", "patch"))
+        fan_in = 1 if table else noise[0].numel()
         return noise / math.sqrt(fan_in)
     return 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
 

@@ -97,7 +97,7 @@ def token_positions(
     """
     _check_text(word, field)
     wanted = _token_ids(tokenizer, [word])[0]
-    places = _content(tokens)
+    places = content_columns(tokens)
     present = tokens.ids.reshape(-1)[places].tolist()
     firsts = {columns[0] for columns in prompt_words(tokenizer, tokens)}
     starts = range(len(present) - len(wanted) + 1) if wanted else ()
@@ -113,7 +113,7 @@ def prompt_words(tokenizer: Any, tokens: PromptTokens) -> tuple[tuple[int, ...],
 
     Each is a tuple of indices into the n * 77 tokens.
     """
-    places = _content(tokens)
+    places = content_columns(tokens)
     ids = tokens.ids.reshape(-1)[places].tolist()
     words: list[list[int]] = [[]]
     for place, token, name in zip(places, ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -121,6 +121,11 @@ def prompt_words(tokenizer: Any, tokens: PromptTokens) -> tuple[tuple[int, ...],
         if name.endswith(_WORD_END) or token == tokenizer.pad_token_id:
             words.append([])
     return tuple(tuple(word) for word in words if word)
+
+
+def content_columns(tokens: PromptTokens) -> list[int]:
+    """Indices, among the n * 77 tokens, of those between BOS and EOS of every chunk."""
+    return [chunk * CHUNK + 1 + i for chunk, length in enumerate(tokens.lengths) for i in range(length)]
 
 
 def apply_weights(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -137,11 +142,6 @@ def apply_weights(hidden: Tensor, weights: Tensor) -> Tensor:
     restored = scaled * torch.where(factor.isfinite(), factor, torch.ones_like(factor))
     changed = (weights != 1).any(dim=1)[:, None, None].to(hidden.device)
     return torch.where(changed, restored.to(hidden.dtype), hidden)
-
-
-def _content(tokens: PromptTokens) -> list[int]:
-    """Indices of the tokens between BOS and EOS of every chunk."""
-    return [chunk * CHUNK + 1 + i for chunk, length in enumerate(tokens.lengths) for i in range(length)]
 
 
 def _check_text(text: object, field: str) -> None:

@@ -1,9 +1,14 @@
 """The same run in Bridle and in diffusers."""
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import bridle
 
@@ -60,3 +65,16 @@ def diffusers_latents(pipeline: DiffusionPipeline, **arguments: object) -> torch
         "output_type": "latent",
     }
     return pipeline(**{**common, **arguments}).images
+
+
+def with_input_channels(folder: Path, target: Path, channels: int) -> Path:
+    """A copy of the model folder whose U-Net takes more input channels."""
+    shutil.copytree(folder, target)
+    config = json.loads((target / "unet/config.json").read_text())
+    (target / "unet/config.json").write_text(json.dumps({**config, "in_channels": channels}))
+    file = target / "unet/diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    shape = (tensors["conv_in.weight"].shape[0], channels, 3, 3)
+    tensors["conv_in.weight"] = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * (9 * channels) ** -0.5
+    save_file(tensors, file, metadata={"format": "pt"})
+    return target

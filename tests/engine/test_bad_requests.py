@@ -2,7 +2,9 @@
 
 import io
 import math
+import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import latents, picture, request
+from PIL.PngImagePlugin import PngInfo
+from runs import half_mask, latents, picture, request, with_input_channels
 
 import bridle
 from bridle.errors import LimitError, RequestError
@@ -52,12 +55,34 @@ FIELDS = [
     ("prompt", "x" * 1_000_000),
     ("prompt", "(" * 100_000),
     ("negative_prompt", 3),
+    ("negative_prompt", "(a:nan)"),
+    ("negative_prompt", "BREAK " * 70),
+    ("prompt", "cat " * 8000),
     ("prompt_2", "only SDXL"),
+    ("negative_prompt_2", "only SDXL"),
+    ("negative_original_size", (1, 2)),
+    ("negative_crops_coords_top_left", (0, 0)),
+    ("negative_target_size", (1, 2)),
+    ("crops_coords_top_left", (0, 8)),
     ("prompt_syntax", "comfy"),
     ("num_images", 0),
     ("num_images", 10**9),
     ("num_images", 1.0),
     ("num_images", True),
+    ("num_images", None),
+    ("num_images", Decimal(1)),
+    ("seed", None),
+    ("seed", "7"),
+    ("seed", [0.5]),
+    ("seed", 1 << 20_000),
+    ("strength", None),
+    ("strength", True),
+    ("eta", 1.5),
+    ("clip_skip", None),
+    ("prompt_syntax", None),
+    ("output_type", None),
+    ("vae_tiling", None),
+    ("crops_coords_top_left", None),
     ("seed", -1),
     ("seed", 2**64),
     ("seed", 1.5),
@@ -106,10 +131,30 @@ FIELDS = [
     ("image", [GREY]),
     ("image", torch.zeros(2, 3, 16, 16)),
     ("image", torch.zeros(3, 16, 16).to_sparse()),
+    ("image", torch.zeros(3, 16, 16, device="meta")),
+    ("image", torch.zeros(3, 16, 16, dtype=torch.uint8)),
+    ("image", torch.zeros(3, 0, 0)),
+    ("image", torch.full((3, 16, 16), NAN)),
+    ("image", np.zeros((16, 16, 3), np.int8)),
+    ("image", np.zeros((16, 16, 3), bool)),
+    ("image", np.zeros((16, 16), [("a", "f4")])),
+    ("image", np.zeros((2, 40_000), np.uint8)),
+    ("image", np.zeros((16, 40_000), np.uint8)),
+    ("image", b"bytes"),
+    ("image", "http://169.254.169.254/latest"),
+    ("image", "/dev/zero"),
+    ("image", "."),
+    ("image", "a\0b"),
+    ("image", "x" * 10_000),
     ("latents", torch.zeros(1, 4, 16, 15)),
     ("latents", torch.zeros(2, 4, 16, 16)),
     ("latents", torch.full((1, 4, 16, 16), NAN)),
     ("latents", "noise"),
+    ("latents", torch.zeros(1, 4, 16, 16, dtype=torch.int32)),
+    ("latents", torch.zeros(1, 4, 16, 16).to_sparse()),
+    ("latents", torch.zeros(1, 4, 16, 16, device="meta")),
+    ("latents", np.zeros((1, 4, 16, 16), np.complex64)),
+    ("latents", np.zeros((1, 9, 16, 16), np.float32)),
     ("controls", None),
     ("controls", [None]),
     ("controls", [[controlnet()]]),
@@ -122,7 +167,8 @@ FIELDS = [
 
 
 def label(case: object) -> str:
-    return ascii(case)[:40] if isinstance(case, (str, int, float, tuple, list, type(None))) else type(case).__name__
+    shown = isinstance(case, (str, float, tuple, list, type(None))) or (isinstance(case, int) and case < 2**64)
+    return ascii(case)[:40] if shown else type(case).__name__
 
 
 @pytest.mark.parametrize(("field", "value"), FIELDS, ids=label)
@@ -148,6 +194,13 @@ CONTROL_FIELDS = [
     ("end", 1.1),
     ("mask", np.full((16, 16), NAN, np.float32)),
     ("mask", np.full((16, 16), 2.0, np.float32)),
+    ("mask", np.full((16, 16), 2, np.int64)),
+    ("mask", np.full((16, 16), -1, np.int64)),
+    ("mask", np.ones((1, 1), bool)),
+    ("mask", np.ones((0, 16), bool)),
+    ("mask", np.ones(16, bool)),
+    ("mask", torch.ones(16, 16, device="meta")),
+    ("mask", "none.png"),
     ("resize", "fit"),
     ("model", ""),
     ("model", 3),
@@ -198,6 +251,49 @@ def test_one_bad_request_of_a_list_stops_none_half_way(idle_engine: bridle.Engin
             idle_engine.sample(requests)
 
 
+def test_strength_beyond_its_range() -> None:
+    for strength in (1.0000001, -0.1, NAN, math.inf, "1"):
+        with pytest.raises(RequestError, match="strength"):
+            request(image=picture(), strength=strength)
+    with pytest.raises(RequestError, match="strength"):
+        request(strength=0.0)
+
+
+def test_limits_of_several_fields_together(idle_engine: bridle.Engine) -> None:
+    """Each is fine alone; so is a schedule of 20 steps, or an image of which less than one step is repainted."""
+    large = request(num_images=64, num_inference_steps=1000, width=4096, height=4096, guidance_scale=1.0)
+    with pytest.raises(LimitError, match="images x steps x pixels"):
+        idle_engine.sample(large)
+    with pytest.raises(RequestError, match="eta"):
+        idle_engine.sample(request(scheduler="euler", eta=0.5))
+    with pytest.raises(RequestError, match=r"strength: got 0\.04"):
+        idle_engine.sample(request(image=picture(), strength=0.04))
+
+
+def test_models_that_need_a_picture(folder: Path, tmp_path: Path) -> None:
+    for channels, missing in ((9, "mask_image"), (5, "depth_image")):
+        own = with_input_channels(folder, tmp_path / str(channels), channels)
+        engine = bridle.load(own)
+        engine.backend.ops = RefusingOps()
+        with pytest.raises(RequestError) as caught:
+            engine.sample(request(image=picture()))
+        assert caught.value.field == missing
+    with pytest.raises(RequestError, match="mask_image"):
+        engine.sample(request(image=picture(), mask_image=half_mask(), depth_image=GREY))
+
+
+def test_an_adapter_says_which_sizes_it_takes(xl_folder: Path) -> None:
+    engine = bridle.load(xl_folder)
+    engine.backend.ops = RefusingOps()
+    with pytest.raises(RequestError, match="width: got 72, wants a multiple of 16"):
+        engine.sample(request(width=72, controls=[adapter()]))
+
+
+def test_callback_must_be_callable(idle_engine: bridle.Engine) -> None:
+    with pytest.raises(RequestError, match="callback"):
+        idle_engine.sample(request(), callback=3)
+
+
 def test_bombs_and_truncated_files(tmp_path: Path) -> None:
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
@@ -228,15 +324,104 @@ def test_picture_forms_that_are_equal_give_equal_bytes(engine: bridle.Engine) ->
     assert np.array_equal(np.asarray(kept.image), np.asarray(copied.image))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"])
+def test_files_that_are_no_picture(tmp_path: Path) -> None:
+    """Formats that Pillow would hand to another program or that are text, a pipe without a writer, a zlib bomb."""
+    bomb = PngInfo()
+    bomb.add_text("a", "0" * 2**27, zip=True)
+    picture().save(tmp_path / "text-bomb.png", pnginfo=bomb)
+    picture().save(tmp_path / "page.eps")
+    (tmp_path / "vector.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (tmp_path / "page.pdf").write_bytes(b"%PDF-1.4")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name in ("text-bomb.png", "page.eps", "vector.svg", "page.pdf", "pipe.png"):
+        with pytest.raises(RequestError, match="readable image file"):
+            request(image=tmp_path / name)
+
+
+def test_flipped_bits_never_crash(tmp_path: Path) -> None:
+    random = np.random.default_rng(5)
+    read = 0
+    for suffix in ("png", "jpeg", "webp", "gif", "tiff", "bmp", "ppm"):
+        whole = io.BytesIO()
+        picture(width=40, height=24).save(whole, suffix)
+        for _ in range(40):
+            data = np.frombuffer(whole.getvalue(), np.uint8).copy()
+            data[random.integers(0, min(len(data), 400), 3)] ^= 1 << random.integers(0, 8, 3).astype(np.uint8)
+            (tmp_path / "flipped").write_bytes(data.tobytes())
+            try:
+                request(image=tmp_path / "flipped")
+                read += 1
+            except RequestError:
+                continue
+    assert 20 < read < 260
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int) -> None:
+    upright = picture(width=32, height=16)
+    turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation)
+    stored = upright if turn is None else upright.transpose(Image.Transpose(turn))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    read = request(image=tmp_path / "photo.png").image
+    assert np.array_equal(np.asarray(read), np.asarray(upright))
+
+
+def test_masks_of_every_kind_are_the_same_mask() -> None:
+    right = half_mask(32)
+    as_image = Image.fromarray(right.astype(np.uint8) * 255)
+    forms = [
+        right,
+        right.astype(np.uint8),
+        right.astype(np.int64),
+        right.astype(np.float16),
+        as_image,
+        torch.tensor(right),
+    ]
+    forms += [right.astype(np.uint8) * 255, torch.tensor(right).float(), as_image.convert("RGB"), as_image.convert("1")]
+    for form in forms:
+        assert np.array_equal(controlnet(mask=form).mask, right.astype(np.float32)), type(form)
+    assert controlnet(mask=np.zeros((16, 16), np.uint8)).mask.max() == 0
+    assert np.allclose(controlnet(mask=np.full((16, 16), 51, np.uint8)).mask, 0.2)
+
+
+def test_arrays_of_every_layout_are_the_same_latents(engine: bridle.Engine) -> None:
+    base = np.random.default_rng(6).standard_normal((1, 4, 16, 16)).astype(np.float32)
+    padded = np.zeros((1, 4, 16, 32), np.float32)
+    padded[..., ::2] = base
+    with_gradient = torch.tensor(base, requires_grad=True)
+    forms = [base, padded[..., ::2], base[:, ::-1][:, ::-1], base.astype(">f4"), base.astype(np.float64), with_gradient]
+    results = [latents(engine, latents=form, num_inference_steps=1) for form in forms]
+    assert all(torch.equal(results[0], other) for other in results)
+    mutable = base.copy()
+    kept = request(latents=mutable)
+    mutable[:] = 0
+    assert torch.equal(kept.latents, torch.from_numpy(base))
+
+
+def test_numpy_numbers_are_numbers(engine: bridle.Engine) -> None:
+    ours = request(
+        seed=np.uint64(3), num_inference_steps=np.int64(2), guidance_scale=np.float32(2.5), width=np.int32(128)
+    )
+    assert type(ours.seed) is type(ours.num_inference_steps) is int and type(ours.guidance_scale) is float
+    assert torch.equal(engine.sample(ours).latents, latents(engine, seed=3, num_inference_steps=2, guidance_scale=2.5))
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"]
+)
 def test_every_colour_mode_is_converted(mode: str) -> None:
-    grey = Image.new("L", (16, 16), 255)
+    grey, lab = (
+        Image.new("L", (16, 16), 255),
+        Image.merge("LAB", [Image.new("L", (16, 16), v) for v in (255, 128, 128)]),
+    )
     if mode in ("I", "I;16"):
         image = Image.fromarray(np.full((16, 16), 65535, np.uint16)).convert(mode)
     elif mode == "F":
         image = Image.fromarray(np.ones((16, 16), np.float32))
     else:
-        image = grey.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr", "P") else grey.convert(mode)
+        image = lab if mode == "LAB" else grey.convert(mode if mode in ("1", "LA") else "RGB").convert(mode)
     from bridle.pictures import read_picture, to_array
 
     array = to_array(read_picture("image", image))

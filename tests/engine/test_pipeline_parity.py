@@ -24,28 +24,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from PIL import Image
-from runs import PROMPT, diffusers_latents, half_mask, latents, picture, rel_l2, request
-from safetensors.torch import load_file, save_file
+from runs import PROMPT, diffusers_latents, half_mask, latents, picture, rel_l2, request, with_input_channels
 
 import bridle
 
 TOLERANCE = 1e-3
-
-
-def with_input_channels(folder: Path, target: Path, channels: int) -> Path:
-    """A copy of the model folder whose U-Net takes more input channels."""
-    import json
-    import shutil
-
-    shutil.copytree(folder, target)
-    config = json.loads((target / "unet/config.json").read_text())
-    (target / "unet/config.json").write_text(json.dumps({**config, "in_channels": channels}))
-    file = target / "unet/diffusion_pytorch_model.safetensors"
-    tensors = load_file(file)
-    shape = (tensors["conv_in.weight"].shape[0], channels, 3, 3)
-    tensors["conv_in.weight"] = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * (9 * channels) ** -0.5
-    save_file(tensors, file, metadata={"format": "pt"})
-    return target
 
 
 def test_text_to_image(folder: Path, engine: bridle.Engine) -> None:

@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from bridle.errors import ModelLoadError
-from bridle.networks import adapters, controlnet, taesd, text, unet, vae
-from bridle.networks.configs import AdapterConfig, ControlNetConfig, TaesdConfig, TextConfig, UNetConfig, VaeConfig
+from bridle.networks import adapters, clip_vision, controlnet, taesd, text, unet, vae
+from bridle.networks.configs import (
+    AdapterConfig,
+    ControlNetConfig,
+    TaesdConfig,
+    TextConfig,
+    UNetConfig,
+    VaeConfig,
+    VisionConfig,
+)
 from bridle.schedulers import SCHEDULER_CLASSES
 from bridle.weights.json_file import read_json
 from bridle.weights.model import Component, Model
@@ -25,6 +33,7 @@ NETWORKS: Mapping[str, Network] = {
     "AutoencoderTiny": (TaesdConfig, taesd.tensor_shapes),
     "CLIPTextModel": (TextConfig, text.tensor_shapes),
     "CLIPTextModelWithProjection": (TextConfig, text.tensor_shapes),
+    "CLIPVisionModelWithProjection": (VisionConfig, clip_vision.tensor_shapes),
     "ControlNetModel": (ControlNetConfig, controlnet.tensor_shapes),
     "T2IAdapter": (AdapterConfig, adapters.tensor_shapes),
 }
@@ -145,7 +154,7 @@ def _published_name(key: str, kind: str) -> str:
         module, _, parameter = key.rpartition(".")
         path, _, projection = module.rpartition(".")
         return f"{path}.{_OLD_PROJECTIONS.get(projection, projection)}.{parameter}"
-    if kind.startswith("CLIP") and key.split(".", 1)[0] in ("embeddings", "encoder", "final_layer_norm"):
+    if kind.startswith("CLIPText") and key.split(".", 1)[0] in ("embeddings", "encoder", "final_layer_norm"):
         return f"text_model.{key}"
     return key
 

@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from bridle.networks.configs import TaesdConfig, TextConfig, UNetConfig, VaeConfig
+from bridle.networks.configs import (
+    ImageProjectionConfig,
+    LinearProjectionConfig,
+    MlpProjectionConfig,
+    TaesdConfig,
+    TextConfig,
+    UNetConfig,
+    VaeConfig,
+    VisionConfig,
+)
 
 Config = TypeVar("Config", covariant=True)
 
@@ -36,3 +46,31 @@ class Model:
     tokenizers: tuple[Any, ...]
     scheduler: Mapping[str, object]
     force_zeros_for_empty_prompt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IPAdapter:
+    """An IP-Adapter that fits a base U-Net.
+
+    attention: weights of its keys and values [heads * dim, cross_attention_dim] at every cross-attention, under the names
+    of the base's own (`<site>.to_k.weight`), so that `unet.cross_kv` reads them. image_encoder_folder: where the encoder
+    was loaded from.
+    """
+
+    projection: Component[ImageProjectionConfig]
+    attention: Mapping[str, Tensor]
+    image_encoder: Component[VisionConfig]
+    image_encoder_folder: Path
+
+    @property
+    def kind(self) -> str:
+        """ "base", "plus" (plus-face too) or "full"."""
+        if isinstance(self.projection.config, LinearProjectionConfig):
+            return "base"
+        return "full" if isinstance(self.projection.config, MlpProjectionConfig) else "plus"
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that one image becomes."""
+        config = self.projection.config
+        return self.image_encoder.config.tokens if isinstance(config, MlpProjectionConfig) else config.tokens
