@@ -27,7 +27,8 @@ def decode_result(
         if track.error is not None:
             return track.error
     request = prepared.request
-    latents = torch.stack([track.latents for track in tracks]).float().cpu()
+    with torch.inference_mode(False):  # the caller may change them and take gradients
+        latents = torch.stack([track.latents for track in tracks]).float().cpu()
     metadata = tuple(
         (a1111_parameters(prepared, seed, backend.model), request_to_json(request, index, loading))
         for index, seed in enumerate(request.seeds)

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from bridle.cli import app
 from bridle.errors import RequestError
 from bridle.new_model import write_new_model
 
@@ -32,3 +34,24 @@ def test_refuses_a_full_folder(tmp_path: Path) -> None:
         write_new_model("tiny", tmp_path)
     with pytest.raises(RequestError, match="arch"):
         write_new_model("sd99", tmp_path / "new")
+    with pytest.raises(RequestError, match="ip_adapter"):
+        write_new_model("tiny", tmp_path / "new", ip_adapter="faceid")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["base", "plus", "full"])
+def test_ip_adapter_is_added_and_changes_nothing_else(folder: Path, tmp_path: Path, kind: str) -> None:
+    arguments = ["new-model", str(tmp_path / "new"), "--seed", "3", "--controlnet", "--t2i", "--ip-adapter", kind]
+    outcome = CliRunner().invoke(app, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    written = {file.relative_to(tmp_path / "new") for file in (tmp_path / "new").rglob("*") if file.is_file()}
+    plain = {file.relative_to(folder) for file in folder.rglob("*") if file.is_file()}
+    assert all((folder / file).read_bytes() == (tmp_path / "new" / file).read_bytes() for file in plain)
+    assert {file.as_posix() for file in written - plain} == {
+        "ip-adapter/ip-adapter.safetensors",
+        "ip-adapter/image_encoder/config.json",
+        "ip-adapter/image_encoder/model.safetensors",
+    }
+    for file in (tmp_path / "new/ip-adapter").rglob("*.safetensors"):
+        for name, tensor in load_file(file).items():
+            assert tensor.abs().max() > 1e-3, (file.name, name)

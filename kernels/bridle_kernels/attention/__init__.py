@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from bridle_kernels.attention import reference
+from bridle_kernels.attention import library, reference
 from bridle_kernels.attention.segment import Capture, MassShift, Piece, Segment
 from bridle_kernels.attention.shapes import check
 
@@ -33,8 +34,9 @@ def attention(
     and softmax are computed from float32 copies. gate: factor of the result, a number, a tensor of one, or [R]; exactly 0
     gives exactly 0. out: [R, N, H*d], the result is added to it and it is returned. Gradients flow to Q, K and V, and
     from captured columns, masses and log-sum-exps. Raises ValueError, before any work, for what does not fit together.
+
+    Under `torch.compile` and `torch.export` it is one operator, `torch.ops.bridle.attention`.
     """
     check(q, segments, causal, gate, out)
-    return reference.attention(
-        q, segments, scale=scale, causal=causal, float32_scores=float32_scores, gate=gate, out=out
-    )
+    serve = library.attention if torch.compiler.is_compiling() else reference.attention
+    return serve(q, segments, scale=scale, causal=causal, float32_scores=float32_scores, gate=gate, out=out)

@@ -1,5 +1,6 @@
 """Captured columns of a map: its products with unit vectors, added to the buffers of a `Capture`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 from bridle_kernels.attention.factor import Factor
 from bridle_kernels.attention.operands import Operands, accumulator, within
 from bridle_kernels.attention.row_groups import RowGroup
-from bridle_kernels.attention.segment import Capture
+from bridle_kernels.attention.segment import Capture, Segment
+from bridle_kernels.attention.shapes import value_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +23,48 @@ class GroupCapture:
 
     def add(self, product: Tensor) -> None:
         """Adds the captured columns [r', H or 1, N, S]."""
-        out, scale = self.capture.out, self.capture.scale
-        if isinstance(scale, Tensor):
-            scale = scale.to(product.dtype).index_select(0, self.places)[:, None, None, None]
-        columns = product * scale
-        out.index_add_(0, self.places, (columns if out.ndim == 4 else columns[:, 0]).to(out.dtype))
+        columns = product if self.capture.out.ndim == 4 else product[:, 0]
+        add_columns(self.capture, columns, self.places)
 
 
-def group_capture(capture: Capture, operands: Operands, group: RowGroup, values: int) -> GroupCapture | None:
-    """What of a capture falls on a group; None if nothing does. values: of the segment, which the columns count."""
-    device = operands.q.device
-    wanted = range(group.count) if capture.rows is None else capture.rows.tolist()
-    found = [(place, group.rows.index(row)) for place, row in enumerate(wanted) if row in group.rows]
+def add_columns(capture: Capture, columns: Tensor, places: Tensor) -> None:
+    """Adds columns [r', (H,) N, S], scaled, to the rows `places` [r'] of the buffer."""
+    scale = capture.scale
+    if isinstance(scale, Tensor):
+        scale = scale.to(columns.dtype).index_select(0, places).view(-1, *[1] * (columns.ndim - 1))
+    capture.out.index_add_(0, places, (columns * scale).to(capture.out.dtype))
+
+
+def captured_rows(captures: Sequence[Capture], group: RowGroup) -> RowGroup:
+    """The rows of a group that anything is captured from."""
+    if any(capture.rows is None for capture in captures):
+        return group
+    wanted = {row for capture in captures for row in _wanted(capture, group)}
+    return RowGroup(tuple(row for row in group.rows if row in wanted), group.lengths, group.count)
+
+
+def group_captures(segment: Segment, operands: Operands, group: RowGroup) -> list[GroupCapture]:
+    """What of a segment's captures falls on a group."""
+    captures = (_group_capture(c, operands, group, value_count(segment)) for c in segment.captures)
+    return [capture for capture in captures if capture is not None]
+
+
+def _group_capture(capture: Capture, operands: Operands, group: RowGroup, values: int) -> GroupCapture | None:
+    """values: of the segment, which the columns count."""
+    found = [(place, group.rows.index(row)) for place, row in enumerate(_wanted(capture, group)) if row in group.rows]
     if not found:
         return None
-    places, rows = torch.tensor(found, device=device).unbind(1)
+    places, rows = torch.tensor(found, device=operands.q.device).unbind(1)
     units = _units(capture, operands, values, places)
     if operands.mix is not None:
         mix = operands.mix.to(units.dtype)
         units = (mix if mix.shape[0] == 1 else mix.index_select(0, rows)) @ units
     return GroupCapture(capture, places, Factor(units[:, None], rows, capture.out.ndim == 3))
+
+
+def _wanted(capture: Capture, group: RowGroup) -> list[int]:
+    """The output row of each row of the buffer."""
+    return list(range(group.count)) if capture.rows is None else capture.rows.tolist()
 
 
 def _units(capture: Capture, operands: Operands, values: int, places: Tensor) -> Tensor:

@@ -14,25 +14,30 @@ from bridle_kernels.attention.softmax_map import map_slices
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """products: per factor, [r', H or 1, N, C], of the map after the shift. column_mass: [r, H, L], sums over the queries
-    before it. lse: [r, H, N]."""
+    """products: per factor, [r', H or 1, N, C], of the map after the shift. masses: [r, H, S] of the shifted columns before
+    it, or None. lse: [r, H, N] or None."""
 
     products: list[Tensor]
-    column_mass: Tensor
-    lse: Tensor
+    masses: Tensor | None
+    lse: Tensor | None
 
 
-def multiply(operands: Operands, scale: float, factors: Sequence[Factor], shift: Shift | None) -> Products:
+def multiply(
+    operands: Operands, scale: float, factors: Sequence[Factor], shift: Shift | None, wants_lse: bool
+) -> Products:
     """The map of `operands`, shifted, times each factor."""
     values = [factor.values if shift is None else shift.scaled(factor) for factor in factors]
     slices: list[list[Tensor]] = []
-    masses, lse = [], []
+    sums, lse = [], []
     for part in map_slices(operands, scale):
         slices.append([f.of_heads(part.probabilities) @ v for f, v in zip(factors, values, strict=True)])
-        masses.append(part.probabilities.sum(2))
-        lse.append(part.log_sum_exp())
-    column_mass = torch.stack(masses).sum(0)
+        if shift is not None:
+            sums.append(part.probabilities.sum(2))
+        if wants_lse:
+            lse.append(part.log_sum_exp())
     products = [torch.cat(parts, 2) for parts in zip(*slices, strict=True)]
+    masses = None
     if shift is not None:
-        products = [p + shift.update(column_mass, f) for p, f in zip(products, factors, strict=True)]
-    return Products(products, column_mass, torch.cat(lse, 2))
+        masses = shift.masses(torch.stack(sums).sum(0))
+        products = [p + shift.update(masses, f) for p, f in zip(products, factors, strict=True)]
+    return Products(products, masses, torch.cat(lse, 2) if wants_lse else None)

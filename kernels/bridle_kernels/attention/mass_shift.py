@@ -30,18 +30,18 @@ class Shift:
         """diag(1 - sum of shares) X."""
         return factor.values * factor.of_rows(self.keep)[:, None, :, None]
 
-    def update(self, column_mass: Tensor, factor: Factor) -> Tensor:
-        """window^T diag(share * mass) X[columns]: [r', H or 1, N, C]. column_mass: [r, H, L]."""
-        moved = factor.of_heads(self.share[:, None] * self.masses(column_mass))
+    def update(self, masses: Tensor, factor: Factor) -> Tensor:
+        """window^T diag(share * mass) X[columns]: [r', H or 1, N, C]. masses: [r, H, S]."""
+        moved = factor.of_heads(self.share[:, None] * masses)
         index = factor.of_rows(self.columns)[:, None, :, None]
         rows, (_, heads, _, width) = moved.shape[0], factor.values.shape
         chosen = factor.values.expand(rows, -1, -1, -1).gather(2, index.expand(rows, heads, -1, width))
         return factor.of_rows(self.window).transpose(1, 2)[:, None] @ (moved[..., None] * chosen)
 
-    def masses(self, column_mass: Tensor) -> Tensor:
-        """[r, H, S] of [r, H, L], 0 where there is no such key."""
-        index = self.columns[:, None].expand(-1, column_mass.shape[1], -1)
-        return column_mass.gather(2, index).masked_fill(~self.named[:, None], 0.0)
+    def masses(self, sums: Tensor) -> Tensor:
+        """[r, H, S] of the sums of all columns [r, H, L], 0 where there is no such key."""
+        index = self.columns[:, None].expand(-1, sums.shape[1], -1)
+        return sums.gather(2, index).masked_fill(~self.named[:, None], 0.0)
 
 
 def resolve_shift(mass: MassShift, operands: Operands, group: RowGroup, keys: int) -> Shift:

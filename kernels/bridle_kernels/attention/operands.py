@@ -50,11 +50,12 @@ def take(tensor: Tensor, dim: int, keys: Tensor | None) -> Tensor:
 
 
 def _keys(segment: Segment, group: RowGroup, device: torch.device) -> Tensor | None:
-    kept, start = [], 0
-    for piece, length in zip(segment.pieces, group.lengths, strict=True):
-        kept.append(torch.arange(start, start + length, device=device))
-        start += piece.k.shape[1]
-    return None if start == sum(group.lengths) else torch.cat(kept)
+    sizes = [piece.k.shape[1] for piece in segment.pieces]
+    if list(group.lengths) == sizes:
+        return None
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    kept = [torch.arange(s, s + n, device=device) for s, n in zip(starts, group.lengths, strict=True)]
+    return torch.cat(kept)
 
 
 def _read(parts: list[Tensor], source: Tensor | None, group: RowGroup, lengths: tuple[int, ...] | None) -> Tensor:

@@ -3,7 +3,7 @@
     out_r(n) = gate_r * sum_s w_s,r(n) * A_s,r(n) @ M_s V_[v_rows_s(r)]
     A_s,r(n) = softmax_L(scale * q_[q_rows_s(r)](n) . K_[k_rows_s(r)] + bias_s), after its mass shift
 
-A segment of which only the output is asked for goes to PyTorch's fused attention.
+Outputs come from PyTorch's fused attention, those of shifted maps and whatever is reported from slices of the map.
 """
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridle_kernels.attention.capture import group_capture
-from bridle_kernels.attention.effective_map import multiply
+from bridle_kernels.attention.capture import GroupCapture, captured_rows, group_captures
+from bridle_kernels.attention.effective_map import Products, multiply
 from bridle_kernels.attention.factor import Factor
 from bridle_kernels.attention.mass_shift import resolve_shift
 from bridle_kernels.attention.operands import Operands, accumulator, operands, pick
 from bridle_kernels.attention.row_groups import RowGroup, row_groups
-from bridle_kernels.attention.segment import Segment
-from bridle_kernels.attention.shapes import key_count, value_count
+from bridle_kernels.attention.segment import MassShift, Segment
+from bridle_kernels.attention.shapes import key_count
 from bridle_kernels.attention.softmax_map import visible_bias
 
 
@@ -40,14 +40,16 @@ def attention(
         _clear_reports(segment)
         for group in row_groups(segment, q.shape[0]):
             read = operands(q, segment, group)
-            if segment.reads_map:
-                term = _through_map(segment, read, group, scale)
-            else:
+            if segment.mass is None:
                 term = _fused(read, scale, causal, float32_scores)
+                if segment.reads_map:
+                    _report(q, segment, group, scale)
+            else:
+                term = _shifted(segment, segment.mass, read, group, scale)
             weight = segment.weight
             term = _weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
             total = _add_rows(total, term, group)
-    return _deliver(q.new_zeros(q.shape) if total is None else total, q.dtype, gate, out)
+    return deliver(q.new_zeros(q.shape) if total is None else total, q.dtype, gate, out)
 
 
 def _fused(read: Operands, scale: float, causal: bool, float32_scores: bool) -> Tensor:
@@ -63,20 +65,35 @@ def _fused(read: Operands, scale: float, causal: bool, float32_scores: bool) -> 
     return out.transpose(1, 2).to(read.q.dtype)
 
 
-def _through_map(segment: Segment, read: Operands, group: RowGroup, scale: float) -> Tensor:
-    """The same from slices of the map, with everything that the segment reports."""
-    captures = [group_capture(capture, read, group, value_count(segment)) for capture in segment.captures]
-    found = [capture for capture in captures if capture is not None]
-    shift = None if segment.mass is None else resolve_shift(segment.mass, read, group, key_count(segment))
-    factors = [Factor(read.v.to(accumulator(read.v.dtype))), *(capture.factor for capture in found)]
-    result = multiply(read, scale, factors, shift)
-    for capture, columns in zip(found, result.products[1:], strict=True):
+def _report(q: Tensor, segment: Segment, group: RowGroup, scale: float) -> None:
+    """Captures and log-sum-exps of a segment whose output is computed elsewhere: reporting does not change its bits."""
+    members = captured_rows(segment.captures, group) if segment.lse is None else group
+    if not members.rows:
+        return
+    read = operands(q, segment, members)
+    captures = group_captures(segment, read, members)
+    result = multiply(read, scale, [capture.factor for capture in captures], None, segment.lse is not None)
+    _store(segment, members, captures, result)
+
+
+def _shifted(segment: Segment, mass: MassShift, read: Operands, group: RowGroup, scale: float) -> Tensor:
+    """The output [r, N, H, d] of a segment with a mass shift, before its weight; reports on the way."""
+    captures = group_captures(segment, read, group)
+    factors = [*(capture.factor for capture in captures), Factor(read.v.to(accumulator(read.v.dtype)))]
+    shift = resolve_shift(mass, read, group, key_count(segment))
+    result = multiply(read, scale, factors, shift, segment.lse is not None)
+    _store(segment, group, captures, result)
+    return result.products[-1].transpose(1, 2)
+
+
+def _store(segment: Segment, group: RowGroup, captures: list[GroupCapture], result: Products) -> None:
+    """Puts what a group of rows reports into the buffers. The products of the captures come first."""
+    for capture, columns in zip(captures, result.products, strict=False):
         capture.add(columns)
-    if shift is not None and segment.mass is not None and segment.mass.out is not None:
-        _store_rows(segment.mass.out, shift.masses(result.column_mass), group)
-    if segment.lse is not None:
+    if segment.mass is not None and segment.mass.out is not None and result.masses is not None:
+        _store_rows(segment.mass.out, result.masses, group)
+    if segment.lse is not None and result.lse is not None:
         _store_rows(segment.lse, result.lse, group)
-    return result.products[0].transpose(1, 2)
 
 
 def _clear_reports(segment: Segment) -> None:
@@ -114,7 +131,7 @@ def _weighted(term: Tensor, weight: float | Tensor) -> Tensor:
     return torch.where(factor == 0.0, 0.0, term.to(dtype) * factor)
 
 
-def _deliver(total: Tensor, dtype: torch.dtype, gate: float | Tensor | None, out: Tensor | None) -> Tensor:
+def deliver(total: Tensor, dtype: torch.dtype, gate: float | Tensor | None, out: Tensor | None) -> Tensor:
     """gate * total as [R, N, H*d] of `dtype`, or added to out."""
     total = total.flatten(2) if gate is None else _weighted(total, gate).flatten(2)
     return total.to(dtype) if out is None else out.add_(total.to(accumulator(total.dtype)))

@@ -30,7 +30,7 @@ class MapSlice:
 def map_slices(operands: Operands, scale: float) -> Iterator[MapSlice]:
     """softmax(scale * Q K^T + bias) in at least float32, in the order of the queries."""
     dtype = accumulator(operands.q.dtype)
-    keys = operands.k.to(dtype).transpose(-1, -2)
+    keys = operands.k.to(dtype).transpose(-1, -2).contiguous()
     _, heads, queries, _ = operands.q.shape
     bias, blind = (None, None) if operands.bias is None else visible_bias(operands.bias.to(dtype))
     count = max(1, MAP_ELEMENTS // (heads * keys.shape[-1]))
