@@ -13,6 +13,9 @@ from bridle.errors import (
     RequestError,
     UnsupportedError,
 )
+from bridle.image_prompt import ImagePrompt
+from bridle.map_controls import CaptureMaps, InjectMap, LocalBlend, PromptEdit, Reweight
+from bridle.region import Region, Views
 from bridle.request import ControlNet, Request, T2IAdapter
 from bridle.result import BatchError, Result
 from bridle.sampler import StepSnapshot
@@ -28,16 +31,24 @@ __all__ = [
     "BatchError",
     "BridleError",
     "Cancelled",
+    "CaptureMaps",
     "ControlNet",
     "Engine",
+    "ImagePrompt",
+    "InjectMap",
     "LimitError",
+    "LocalBlend",
     "ModelLoadError",
     "NumericFault",
+    "PromptEdit",
+    "Region",
     "Request",
     "RequestError",
     "Result",
+    "Reweight",
     "StepSnapshot",
     "T2IAdapter",
     "UnsupportedError",
+    "Views",
     "load",
 ]

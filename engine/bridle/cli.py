@@ -17,6 +17,18 @@ from bridle.doctor import report
 from bridle.errors import BridleError, RequestError
 from bridle.new_model import write_new_model
 from bridle.png_metadata import read_png
+from bridle.region_options import (
+    EDIT_HELP,
+    IMAGE_PROMPT_HELP,
+    INJECT_HELP,
+    REGION_HELP,
+    REWEIGHT_HELP,
+    VIEWS_HELP,
+    parse_attention,
+    parse_image_prompt,
+    parse_region,
+    parse_views,
+)
 from bridle.request_json import Loading, request_from_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Controllable Stable Diffusion.")
@@ -50,6 +62,16 @@ def generate(
     strength: Annotated[float, typer.Option(help="How much of it to repaint, 0 to 1.")] = 1.0,
     mask_image: Annotated[Path | None, typer.Option(help="White is repainted.")] = None,
     control: Annotated[list[str] | None, typer.Option(help=CONTROL_HELP)] = None,
+    image_prompt: Annotated[list[str] | None, typer.Option(help=IMAGE_PROMPT_HELP)] = None,
+    region: Annotated[list[str] | None, typer.Option(help=REGION_HELP)] = None,
+    region_mode: Annotated[str, typer.Option(help="attention or latent")] = "attention",
+    base_ratio: Annotated[float, typer.Option(help="The prompt's share inside regions, 0 to 1.")] = 0.2,
+    bootstrapping_steps: Annotated[int, typer.Option(help="Of latent regions.")] = 20,
+    views: Annotated[str | None, typer.Option(help=VIEWS_HELP)] = None,
+    heatmap: Annotated[list[str] | None, typer.Option(help="A word: where it looks, in NAME-heatmap.png.")] = None,
+    reweight: Annotated[list[str] | None, typer.Option(help=REWEIGHT_HELP)] = None,
+    inject_map: Annotated[list[str] | None, typer.Option(help=INJECT_HELP)] = None,
+    edit_of: Annotated[str | None, typer.Option(help=EDIT_HELP)] = None,
     clip_skip: Annotated[int, typer.Option()] = 0,
     prompt_2: Annotated[str | None, typer.Option(help="For SDXL's second text encoder.")] = None,
     negative_prompt_2: Annotated[str | None, typer.Option()] = None,
@@ -100,7 +122,16 @@ def generate(
                 image=image,
                 strength=strength,
                 mask_image=mask_image,
-                controls=[parse_control(text, engine.path) for text in control or []],
+                controls=[
+                    *(parse_control(text, engine.path) for text in control or []),
+                    *(parse_image_prompt(text) for text in image_prompt or []),
+                ],
+                regions=[parse_region(text) for text in region or []],
+                region_mode=region_mode,
+                base_ratio=base_ratio,
+                bootstrapping_steps=bootstrapping_steps,
+                views=None if views is None else parse_views(views),
+                attention=parse_attention(heatmap or [], reweight or [], inject_map or [], edit_of),
                 clip_skip=clip_skip,
                 prompt_2=prompt_2,
                 negative_prompt_2=negative_prompt_2,
@@ -125,8 +156,8 @@ def generate(
         np.save(save_latents, result.latents.numpy())
     for index in range(request.num_images):
         target = output if index == 0 else output.with_name(f"{output.stem}-{index + 1}{output.suffix}")
-        result.save(target, index, metadata)
-        typer.echo(f"{target}")
+        for written in _write(result, target, index, metadata):
+            typer.echo(f"{written}")
 
 
 @app.command()
@@ -162,6 +193,19 @@ def new_model(
     except BridleError as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem
+
+
+def _write(result: bridle.Result, target: Path, index: int, metadata: bool) -> list[Path]:
+    """The image, and beside it the picture of its heat maps and the image that it edits."""
+    result.save(target, index, metadata)
+    written = [target]
+    if result.maps:
+        written.append(target.with_name(f"{target.stem}-heatmap.png"))
+        result.heat_map_sheet(index).save(written[-1])
+    if isinstance(result.source_images, list):
+        written.append(target.with_name(f"{target.stem}-source.png"))
+        result.source_images[index].save(written[-1])
+    return written
 
 
 def _load(loading: Loading, backend: str, device: str) -> bridle.Engine:

@@ -99,7 +99,8 @@ class TokenShift:
 class MixPlan:
     """P7 for one row: its text map becomes source_map @ (mapper * source[step]) + map * own[step], column by column.
 
-    row: the row of the track's source, counted as in a list, whose queries and keys make the source map. mapper: [L', L]. source, own: [S, L].
+    row: index, in the track's source, of the row whose queries and keys make the source map. mapper: [L', L]. source, own:
+    [S, L].
     """
 
     row: int

@@ -32,7 +32,8 @@ class MapCapture:
         assert level is not None
         chosen = self._columns[list(members)]
         if (level, members) not in self._buffers:
-            shape = (len(members), first.positions[level], chosen.shape[1])
+            height, width = first.sizes[level]
+            shape = (len(members), height * width, chosen.shape[1])
             self._buffers[level, members] = torch.zeros(shape, device=chosen.device)
         rows = torch.tensor([self._entries[i][0] for i in members], dtype=torch.int32, device=chosen.device)
         return Capture(columns=chosen, out=self._buffers[level, members], rows=rows)

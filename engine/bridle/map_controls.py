@@ -96,7 +96,7 @@ class InjectMap:
             _put(self, "box", read_box("InjectMap.box", self.box))
         else:
             _put(self, "map", read_mask("InjectMap.map", self.map))
-            if not self.map.any():  # type: ignore[union-attr, attr-defined]
+            if not self.map.any():  # type: ignore[attr-defined]
                 raise RequestError("InjectMap.map", "a map of zeros", "a map that is not empty")
 
 

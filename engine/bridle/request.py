@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bridle import field_checks as check
 from bridle.errors import RequestError
 from bridle.image_prompt import ImagePrompt
-from bridle.map_controls import MapControl, PromptEdit
+from bridle.map_controls import CaptureMaps, MapControl, PromptEdit
 from bridle.pictures import Picture, read_mask, read_picture
 from bridle.region import Region, Views
 
@@ -209,6 +209,10 @@ def _map_controls(value: object) -> tuple[MapControl, ...]:
     found = tuple(item for item in items if isinstance(item, MapControl))
     if sum(isinstance(item, PromptEdit) for item in found) > 1:
         raise RequestError("attention", "two PromptEdits", "at most one PromptEdit")
+    captured = [word for item in found if isinstance(item, CaptureMaps) for word in item.words]
+    for word in captured:
+        if captured.count(word) > 1:
+            raise RequestError("attention", f"two CaptureMaps of {word!r}", "each word in one CaptureMaps")
     return found
 
 

@@ -1,6 +1,6 @@
 """Everything that can refuse a request, before any network runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,8 +44,9 @@ Columns = Mapping[str, tuple[int, ...]]
 class Prepared:
     """A request with the model's defaults filled in, and its schedule.
 
-    size: (height, width) in pixels. weights: of each control. tokens: of the prompt, source_tokens: of the prompt that it edits,
-    in as many chunks. columns: of the words that `attention` names. windows: the part of the canvas of each view, (None,) for all.
+    size: (height, width) in pixels. weights: of each control. tokens: of the prompt, source_tokens: of the prompt that it
+    edits, in as many chunks. columns: of the words that `attention` names. windows: the part of the canvas of each view,
+    (None,) for all of it.
     """
 
     request: Request
@@ -162,14 +163,14 @@ def _check_one_canvas(request: Request, field: str, name: str) -> None:
         raise RequestError(field, f'{name} together with region_mode="latent"', wants)
 
 
-def _columns(backend: ReferenceBackend, controls: tuple[MapControl, ...] | object, tokens: PromptTokens) -> Columns:
+def _columns(backend: ReferenceBackend, controls: Sequence[MapControl], tokens: PromptTokens) -> Columns:
     """Columns of every word that a control names."""
     found: dict[str, tuple[int, ...]] = {}
-    assert isinstance(controls, tuple)
     for control in controls:
         named = control.local_blend if isinstance(control, PromptEdit) else control
         if named is None:
             continue
+        assert not isinstance(named, (str, Sequence))
         field = f"{type(named).__name__}.words"
         found.update(word_columns(backend.model.tokenizers[0], tokens, list(named.words), field))
     return found

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,11 @@ import torch
 from PIL import Image
 
 from bridle.errors import RequestError
+from bridle.image_prompt import ImagePrompt
+from bridle.map_controls import CaptureMaps, InjectMap, LocalBlend, PromptEdit, Reweight
 from bridle.png_metadata import parameters_text
-from bridle.request import Control, ControlNet, Request, T2IAdapter
+from bridle.region import Region, Views
+from bridle.request import ControlNet, Request, T2IAdapter
 from bridle.schedulers import a1111_names, resolve_scheduler
 
 if TYPE_CHECKING:
@@ -22,8 +25,22 @@ if TYPE_CHECKING:
     from bridle.weights import Model
 
 FORMAT = 1
-_CONTROLS: Mapping[str, type[ControlNet] | type[T2IAdapter]] = {"ControlNet": ControlNet, "T2IAdapter": T2IAdapter}
-_PICTURES = ("image", "mask_image", "depth_image", "mask", "latents")
+_VALUES: Mapping[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        ControlNet,
+        T2IAdapter,
+        ImagePrompt,
+        Region,
+        Views,
+        CaptureMaps,
+        Reweight,
+        InjectMap,
+        PromptEdit,
+        LocalBlend,
+    )
+}
+_PICTURES = ("image", "mask_image", "depth_image", "mask", "map", "latents")
 _NON_FINITE = ("inf", "-inf", "nan")
 
 
@@ -45,7 +62,6 @@ def request_to_json(request: Request, index: int, loading: Loading) -> dict[str,
     """JSON that makes exactly image `index` of the request, as a request of one image."""
     body = {item.name: _encode(getattr(request, item.name)) for item in fields(request)}
     body.update(seed=request.seeds[index], num_images=1, output_type="pil")
-    body["controls"] = [_control_to_json(control) for control in request.controls]
     if isinstance(request.latents, torch.Tensor):
         body["latents"] = _encode(request.latents[index : index + 1])
     load = {item.name: getattr(loading, item.name) for item in fields(loading)}
@@ -60,11 +76,7 @@ def request_from_json(document: Mapping[str, Any]) -> tuple[Request, Loading]:
     known = {item.name for item in fields(Loading)}
     if "model" not in load or not all(name in known and isinstance(v, str | None) for name, v in load.items()):
         raise RequestError("replay", "a damaged entry 'load'", ", ".join(sorted(known)))
-    controls = body.get("controls", [])
-    if not isinstance(controls, list) or not all(isinstance(item, Mapping) for item in controls):
-        raise RequestError("controls", type(controls).__name__, "a list of ControlNet and T2IAdapter entries")
-    values = _decoded({name: value for name, value in body.items() if name != "controls"}, Request)
-    return Request(controls=tuple(_control_from_json(item) for item in controls), **values), Loading(**load)
+    return Request(**_decoded(body, Request)), Loading(**load)
 
 
 def a1111_parameters(prepared: "Prepared", seed: int, model: "Model") -> str:
@@ -83,18 +95,6 @@ def a1111_parameters(prepared: "Prepared", seed: int, model: "Model") -> str:
         height=prepared.size[0],
         model=model.name,
     )
-
-
-def _control_to_json(control: Control) -> dict[str, object]:
-    body = {item.name: _encode(getattr(control, item.name)) for item in fields(control)}
-    return {"type": type(control).__name__, **body}
-
-
-def _control_from_json(body: Mapping[str, Any]) -> Control:
-    kind = _CONTROLS.get(str(body.get("type")))
-    if kind is None:
-        raise RequestError("controls", str(body.get("type")), "ControlNet or T2IAdapter")
-    return kind(**_decoded({name: value for name, value in body.items() if name != "type"}, kind))
 
 
 def _decoded(body: Mapping[str, Any], kind: type) -> dict[str, Any]:
@@ -117,22 +117,35 @@ def _encode(value: object) -> object:
         return {"float32": raw, "shape": list(value.shape)}
     if isinstance(value, Path):
         return str(value)
+    if is_dataclass(value):
+        body = {item.name: _encode(getattr(value, item.name)) for item in fields(value)}
+        return {"type": type(value).__name__, **body}
     if isinstance(value, Mapping):
         return {str(name): _encode_setting(item) for name, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_encode(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _encode_setting(value: object) -> object:
     """A field of a scheduler configuration. JSON has no infinity, which diffusers writes into some of them."""
     plain = value.tolist() if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) else value
-    return {"float": str(plain)} if isinstance(plain, float) and not math.isfinite(plain) else plain
+    return {"float": str(plain)} if isinstance(plain, float) and not math.isfinite(plain) else _encode(plain)
 
 
 def _decode(name: str, value: Any) -> Any:
-    if name == "scheduler" and isinstance(value, Mapping):
-        return {field: _decode_setting(item) for field, item in value.items()}
-    if name not in _PICTURES or value is None:
-        return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(_decode(name, item) for item in value)
+    if name in _PICTURES and value is not None:
+        return _decode_picture(name, value)
+    if not isinstance(value, Mapping):
+        return value
+    kind = _VALUES.get(value["type"]) if isinstance(value.get("type"), str) else None
+    if kind is not None:
+        return kind(**_decoded({field: item for field, item in value.items() if field != "type"}, kind))
+    return {field: _decode_setting(item) for field, item in value.items()}
+
+
+def _decode_picture(name: str, value: Any) -> Any:
+    """Never a path: metadata must not make this computer read its files."""
     try:
         if isinstance(value, Mapping) and "png" in value:
             return Image.open(io.BytesIO(base64.b64decode(value["png"], validate=True)), formats=("PNG",))
@@ -145,4 +158,9 @@ def _decode(name: str, value: Any) -> Any:
 
 
 def _decode_setting(value: Any) -> Any:
-    return float(value["float"]) if isinstance(value, Mapping) and value.get("float") in _NON_FINITE else value
+    """An entry of a dictionary: of a scheduler's configuration, or of scales and spans by name."""
+    if isinstance(value, Mapping) and value.get("float") in _NON_FINITE:
+        return float(value["float"])
+    if isinstance(value, Mapping):
+        return {name: _decode_setting(item) for name, item in value.items()}
+    return tuple(_decode_setting(item) for item in value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """What a request gives back."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,12 @@ from PIL import Image
 from torch import Tensor
 
 from bridle.errors import BridleError
+from bridle.heat_maps import sheet
 from bridle.png_metadata import write_png
 from bridle.request import Request
+
+Images = list[Image.Image] | NDArray[np.float32] | Tensor
+"""PIL images, an array [B, H, W, 3], or latents."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +24,25 @@ class Result:
 
     latents: float32 [B, 4, h, w], always there. timings: seconds per stage ("text", "controls", "images", "denoise",
     "decode"), shared by the requests of one call. request: as it was asked. backend: which one ran. metadata: what
-    `save` writes into each PNG (see `request_json`).
+    `save` writes into each PNG (see `request_json`). maps: float32 [B, H, W] in [0, 1] per word of `CaptureMaps`, each map
+    divided by its maximum. source_images, source_latents: what a `PromptEdit` edited, in the form of images and latents.
     """
 
-    images: list[Image.Image] | NDArray[np.float32] | Tensor
+    images: Images
     latents: Tensor
     timings: Mapping[str, float]
     request: Request
     backend: str
     metadata: tuple[tuple[str, Mapping[str, object]], ...]
+    maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    source_images: Images | None = None
+    source_latents: Tensor | None = None
+
+    def heat_map_sheet(self, index: int = 0) -> Image.Image:
+        """Image `index` under the map of each word of `maps`, side by side."""
+        if not isinstance(self.images, list) or not self.maps:
+            raise TypeError("heat_map_sheet: only results with CaptureMaps and output_type='pil' have one")
+        return sheet(self.images[index], {word: heat[index] for word, heat in self.maps.items()})
 
     def save(self, path: str | Path, index: int = 0, metadata: bool = True) -> None:
         """Writes image `index` as PNG, with the A1111 `parameters` text and the replayable request unless switched off."""

@@ -26,23 +26,20 @@ class MapRecord:
     """P8: columns of a row's text map, summed over sites and steps.
 
     row: of the track. columns: distinct text columns. levels: per cross-attention its resolution level, or None where it
-    takes no part. positions: N of each level. active: [S], the steps. sums: per level, [columns, N] float32, mean over heads.
-    steps: steps summed so far.
+    takes no part. sizes: (h, w) of each level. active: [S], the steps. sums: per level, [columns, N] float32, mean over heads.
     """
 
     row: int
     columns: tuple[int, ...]
     levels: tuple[int | None, ...]
-    positions: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     active: NDArray[np.bool_]
     sums: dict[int, Tensor] = field(default_factory=dict)
-    steps: int = 0
 
     def add(self, maps: dict[int, Tensor]) -> None:
         """One step's sums over sites, per level [columns, N]."""
         for level, values in maps.items():
             self.sums[level] = self.sums[level] + values if level in self.sums else values
-        self.steps += 1
 
 
 class Blend(Protocol):

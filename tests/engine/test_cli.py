@@ -58,7 +58,7 @@ def test_doctor_says_what_every_backend_serves_and_why_not(monkeypatch: pytest.M
         for primitive, line in zip(Primitive, told if reason is None else (), strict=reason is None):
             assert line == f"  {primitive.value}: {unserved(name, primitive) or 'served'}"
     assert unserved("reference", Primitive.RESIDUALS) is None
-    assert "P13" in str(unserved("reference", Primitive.CROSS_ROW))
+    assert "P14" in str(unserved("reference", Primitive.WEIGHT_DELTAS))
     assert f"native ops: {active_isa()}" in outcome.output
     monkeypatch.setenv("BRIDLE_FORCE_ISA", "mmx")
     assert "not usable: BRIDLE_FORCE_ISA: got 'mmx'" in CliRunner().invoke(app, ["doctor"]).output
@@ -70,8 +70,8 @@ def test_a_backend_refuses_a_primitive_by_name(engine: bridle.Engine) -> None:
     assert engine.backend.supports(served) is None
     reason = engine.backend.supports(every)
     assert all((primitive.value in str(reason)) is (primitive not in served) for primitive in every)
-    rows = Rows(torch.zeros(1, 4, 8, 8), torch.zeros(1, 1), (), cross_row=object())
-    with pytest.raises(bridle.UnsupportedError, match="backend 'reference' does not serve P13 cross-row coupling"):
+    rows = Rows(torch.zeros(1, 4, 8, 8), torch.zeros(1, 1), (), weight_deltas=object())
+    with pytest.raises(bridle.UnsupportedError, match="backend 'reference' does not serve P14 weight deltas"):
         engine.backend.evaluate(rows)
 
 
@@ -95,6 +95,8 @@ def test_every_request_field_has_an_option() -> None:
         "prompt": "prompt",
         "num_inference_steps": "--steps",
         "controls": "--control",
+        "regions": "--region",
+        "attention": "--heatmap",
         "crops_coords_top_left": "--crop",
         "negative_crops_coords_top_left": "--negative-crop",
         "output_type": "--save-latents",

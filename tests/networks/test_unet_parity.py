@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bridle.errors import UnsupportedError
 from bridle.networks import unet
 from bridle.networks.configs import UNetConfig
-from bridle.rows import ContextPiece, ContextSegment, Residual
+from bridle.rows import ContextPiece, ContextSegment, Residual, SiteTerms
 from bridle_kernels.ops import ReferenceOps
 
 TOLERANCE = 1e-5
@@ -174,19 +174,27 @@ def test_segments_shared_rows_lengths_and_weight_maps() -> None:
     piece = ContextPiece(sites, torch.full((3,), text.shape[1], dtype=torch.int32))
     reads = torch.tensor([0, 1, 0], dtype=torch.int32)
     left = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(17))
-    context = (ContextSegment((piece,), left, reads), ContextSegment((piece,), 1 - left, reads))
+    sizes = level_sizes((16, 16), config.levels)
+
+    def segment(weight: torch.Tensor | float) -> ContextSegment:
+        """The shared text, at every site with its weight."""
+        maps = [weight if isinstance(weight, float) else resize_mask(weight, size).flatten(1) for size in sizes]
+        terms = tuple(SiteTerms(weight=maps[site.level]) for site in unet.attention_sites(config))
+        return ContextSegment((piece,), reads, reads, sites=terms)
+
+    context = (segment(left), segment(1 - left))
     ops = ReferenceOps()
     wanted = unet.unet(ops, weights, config, plain, {})
     got = unet.unet(ops, weights, config, replace(plain, context=context), {})
     assert relative_l2(got, wanted) <= TOLERANCE
-    lopsided = (ContextSegment((piece,), left, reads), ContextSegment((piece,), 0.1, reads))
+    lopsided = (segment(left), segment(0.1))
     assert relative_l2(unet.unet(ops, weights, config, replace(plain, context=lopsided), {}), wanted) > 1e-3
 
 
 def test_unserved_primitive_is_refused_by_name() -> None:
     _, weights, config = build("sd1", 18)
-    rows = replace(make_rows(weights, config, make_inputs(config, 19)), map_capture=object())
-    with pytest.raises(UnsupportedError, match="P8 map capture"):
+    rows = replace(make_rows(weights, config, make_inputs(config, 19)), weight_deltas=object())
+    with pytest.raises(UnsupportedError, match="P14 weight deltas"):
         unet.unet(ReferenceOps(), weights, config, rows, {})
 
 

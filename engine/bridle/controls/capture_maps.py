@@ -41,7 +41,7 @@ def record(
         row=row,
         columns=tuple(columns),
         levels=_levels(config, control, latent_size),
-        positions=tuple(height * width for height, width in level_sizes(latent_size, config.levels)),
+        sizes=level_sizes(latent_size, config.levels),
         active=_active(control, steps),
     )
 

@@ -1,7 +1,7 @@
 """ImagePrompt (IP-Adapter, arXiv 2308.06721): a second cross-attention on image tokens beside the text's.
 
-The images of one adapter share one softmax where there are no masks; with masks each has its own, weighted by its mask, bicubic as
-in diffusers. The unconditional row sees the tokens of an empty image, not none. ControlNets see text only.
+The images of one adapter share one softmax where there are no masks; with masks each has its own, weighted by its mask,
+bicubic as in diffusers. The unconditional row sees the tokens of an empty image, not none. ControlNets see text only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ def lower(
 def site_scales(config: UNetConfig, scale: object) -> tuple[float, ...]:
     """The scale at every cross-attention. Raises RequestError for blocks and layers that do not exist.
 
-    A dictionary is diffusers' form: {"down": s, "mid": s, "up": {"block_0": s, "block_1": [s per layer]}}; what is not named is 0.
+    A dictionary is diffusers' form: {"down": s, "mid": s, "up": {"block_0": s, "block_1": [s per layer]}}; the rest is 0.
     """
     sites = attention_sites(config)
     if not isinstance(scale, Mapping):

@@ -28,9 +28,15 @@ class SourceBlend:
         """The latents [C, h, w] after step `step` (from 0)."""
         if step < self.first_step:
             return latents
-        theirs, ours = (next(iter(record.sums.values())).unflatten(1, self.size) for record in (self.source, self.own))
+        theirs, ours = (_only_level(record).reshape(-1, *self.size) for record in (self.source, self.own))
         latent_size = (latents.shape[-2], latents.shape[-1])
         return blend(source, latents, blend_mask(theirs, ours, latent_size, self.threshold))
+
+
+def _only_level(record: MapRecord) -> Tensor:
+    """[columns, N]."""
+    (sums,) = record.sums.values()
+    return sums
 
 
 def source_blend(
@@ -62,6 +68,6 @@ def _record(
             level if site.level == level and not (outside and site.name.startswith("mid_block")) else None
             for site in sites
         ),
-        positions=tuple(height * width for height, width in sizes),
+        sizes=tuple(sizes),
         active=np.ones(steps, dtype=bool),
     )

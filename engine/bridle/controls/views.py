@@ -42,12 +42,12 @@ def windows(backend: ReferenceBackend, views: Views, latent_size: tuple[int, int
 
 
 def split(rows: Sequence[RowPlan], found: Sequence[Window], latent_size: tuple[int, int]) -> list[RowPlan]:
-    """Every row once per window, weighted so that each cell of the canvas is averaged. Rows that nothing of is used are left out."""
+    """Every row once per window, weighted so that each cell of the canvas is averaged; rows of no weight are left out."""
     total = torch.zeros(latent_size)
     for window in found:
         for group in _groups(rows):
             window.add_to(total, _blend(group[0], window))
-    parts = []
+    parts: list[RowPlan] = []
     for window in found:
         for group in _groups(rows):
             blend = _blend(group[0], window) / window.cut(total).clamp(min=torch.finfo(torch.float32).tiny)
