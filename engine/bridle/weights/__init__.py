@@ -8,10 +8,11 @@ import torch
 
 from bridle.errors import ModelLoadError, RequestError
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
+from bridle.weights.control_files import load_adapter_file, load_controlnet_file
 from bridle.weights.folder import load_component, load_folder
 from bridle.weights.ip_adapter import adapter_file, load_ip_adapter_file
 from bridle.weights.model import Component, IPAdapter, Model
-from bridle.weights.single_file import load_adapter_file, load_controlnet_file, load_single_file
+from bridle.weights.single_file import load_single_file
 
 __all__ = ["Component", "IPAdapter", "Model", "load_adapter", "load_controlnet", "load_ip_adapter", "load_model"]
 
