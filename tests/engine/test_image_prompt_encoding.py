@@ -15,7 +15,7 @@ from bridle.clip_images import clip_pixels
 from bridle.networks.image_projection import ImageTokens
 from bridle.new_model import write_new_model
 from bridle.pictures import read_picture
-from bridle.rows import ContextPiece, ContextSegment, Rows
+from bridle.rows import ContextPiece, ContextSegment, Rows, SiteTerms
 from bridle.weights import IPAdapter, load_ip_adapter, load_model
 
 TOLERANCE = 1e-5
@@ -100,10 +100,14 @@ def test_u_net_with_image_tokens(setup: Setup) -> None:
     rows = torch.stack([tokens.unconditional.flatten(0, 1), tokens.conditional.flatten(0, 1)])
     prompt = ContextSegment((ContextPiece(backend.cross_kv(unet, text)),))
     image = ContextPiece(backend.image_prompt_kv(setup.adapter, rows))
-    got = backend.evaluate(Rows(sample, time, (prompt, ContextSegment((image,), weight=scale))))
+    got = backend.evaluate(
+        Rows(sample, time, (prompt, ContextSegment((image,), sites=(SiteTerms(weight=scale),) * len(image.sites))))
+    )
     assert rel_l2(got, wanted) <= TOLERANCE
     assert rel_l2(backend.evaluate(Rows(sample, time, (prompt,))), wanted) > 1e-3
-    off = backend.evaluate(Rows(sample, time, (prompt, ContextSegment((image,), weight=0.0))))
+    off = backend.evaluate(
+        Rows(sample, time, (prompt, ContextSegment((image,), sites=(SiteTerms(weight=0.0),) * len(image.sites))))
+    )
     assert torch.equal(off, backend.evaluate(Rows(sample, time, (prompt,))))
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,35 @@ CONTROLS = (
         resize="crop",
     ),
     bridle.T2IAdapter("t2i-adapter", picture(), scale=0.3, start=0.1, end=0.9, mask=half_mask(), resize="crop"),
+    bridle.ImagePrompt(
+        "ip-adapter",
+        [FLOATS, picture()],
+        scale={"down": 0.1, "up": {"block_1": (0.2, 0.3, 0.4)}},
+        start=0.2,
+        end=0.8,
+        mask=[MASK, half_mask()],
+        subfolder="models",
+        weight_name="a.safetensors",
+        image_encoder=Path("encoder"),
+    ),
+)
+REGIONS = (
+    bridle.Region("a ring", (0.1, 0.2, 0.3, 0.4), weight=2.5, negative_prompt="x", guidance_scale=1 / 3),
+    bridle.Region("a star", mask=MASK),
+    bridle.Region("a moon", polygon=[(0.0, 0.0), (1.0, 0.1), (0.3, 0.7)]),
+)
+ATTENTION = (
+    bridle.CaptureMaps(["circle"], resolution=8, steps=[0, 3], layers=["up", "mid"]),
+    bridle.Reweight(["red", "circle"], -0.7, start=0.1, end=0.6),
+    bridle.InjectMap("circle", MASK, strength=0.9, mode="mass", start=0.1, end=0.4, layers="down"),
+    bridle.InjectMap("circle", box=(0.0, 0.1, 0.7, 1.0)),
+    bridle.PromptEdit(
+        "a blue circle",
+        cross={"default_": 0.7, "circle": (0.1, 0.3)},
+        self=(0.2, 0.5),
+        mode="refine",
+        local_blend=bridle.LocalBlend("circle", ["blue circle"], threshold=0.2, start=0.1),
+    ),
 )
 FILLED: Mapping[str, object] = {
     "prompt": 'a (red:1.3) "circle", 猫\n\\(x\\)',
@@ -56,6 +85,12 @@ FILLED: Mapping[str, object] = {
     "mask_image": MASK,
     "depth_image": FLOATS,
     "controls": CONTROLS,
+    "regions": REGIONS,
+    "region_mode": "latent",
+    "base_ratio": 0.7,
+    "bootstrapping_steps": 3,
+    "views": bridle.Views(64, 16, True),
+    "attention": ATTENTION,
     "clip_skip": 1,
     "original_size": (200, 100),
     "crops_coords_top_left": (1, 2),
@@ -81,10 +116,10 @@ def same(one: object, other: object) -> bool:
         return isinstance(other, Image.Image) and one.mode == other.mode and one.tobytes() == other.tobytes()
     if isinstance(one, np.ndarray | torch.Tensor):
         return type(one) is type(other) and one.shape == other.shape and bool((one == other).all())
-    if isinstance(one, bridle.ControlNet | bridle.T2IAdapter):
-        pairs = ((str(getattr(one, f.name)), str(getattr(other, f.name))) for f in fields(one) if f.name == "model")
-        rest = (same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one) if f.name != "model")
-        return type(one) is type(other) and all(a == b for a, b in pairs) and all(rest)
+    if isinstance(one, Path) or isinstance(other, Path):
+        return str(one) == str(other)
+    if is_dataclass(one):
+        return type(one) is type(other) and all(same(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
     if isinstance(one, tuple):
         return isinstance(other, tuple) and len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and one == other

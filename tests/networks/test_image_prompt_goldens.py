@@ -14,7 +14,7 @@ from torch import Tensor
 from bridle.networks import unet
 from bridle.networks.configs import LinearProjectionConfig, UNetConfig
 from bridle.networks.image_projection import project_image, tensor_shapes
-from bridle.rows import ContextPiece, ContextSegment, Rows
+from bridle.rows import ContextPiece, ContextSegment, Rows, SiteTerms
 from bridle.weights import ip_adapter_keys
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import ReferenceOps
@@ -104,7 +104,10 @@ def test_the_whole_u_net(golden: Golden) -> None:
         unet.cross_kv(OPS, golden.attention, golden.config, golden.tokens()),
     )
     text, image = (ContextPiece(sites) for sites in kv)
-    scaled = {scale: ContextSegment((image,), weight=scale) for scale in (golden.fields["scale"], 0.0)}
+    scaled = {
+        scale: ContextSegment((image,), sites=(SiteTerms(weight=scale),) * len(image.sites))
+        for scale in (golden.fields["scale"], 0.0)
+    }
     golden.close(golden.eps(ContextSegment((text,)), scaled[golden.fields["scale"]]), "eps")
     golden.close(golden.eps(ContextSegment((text,)), scaled[0.0]), "eps_scale0")
     golden.close(golden.eps(ContextSegment((text,))), "eps_text_only")
@@ -129,7 +132,9 @@ def test_maps_of_the_image_tokens(golden: Golden) -> None:
     text = ContextPiece(unet.cross_kv(OPS, golden.unet, golden.config, golden.inputs["text"]))
     image = ContextPiece(unet.cross_kv(OPS, golden.attention, golden.config, golden.tokens()))
     ops = CrossAttentionOps()
-    golden.eps(ContextSegment((text,)), ContextSegment((image,), weight=0.0), ops=ops)
+    golden.eps(
+        ContextSegment((text,)), ContextSegment((image,), sites=(SiteTerms(weight=0.0),) * len(image.sites)), ops=ops
+    )
     for name in golden.fields["sites"]:
         index = site_index(golden, name)
         golden.close(image_map(ops.queries[index], image.sites[index].k), f"{name}.image_map")

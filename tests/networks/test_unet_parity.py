@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from bridle.errors import UnsupportedError
 from bridle.networks import unet
 from bridle.networks.configs import UNetConfig
+from bridle.networks.layout import level_sizes
 from bridle.rows import ContextPiece, ContextSegment, Residual, SiteTerms
 from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.resample import resize_mask
 
 TOLERANCE = 1e-5
 
