@@ -25,6 +25,10 @@ CASES = [(arch, kind) for arch in ("tiny", "tiny-xl") for kind in ("base", "plus
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
+def weighted(tokens: ContextPiece, weight: float) -> ContextSegment:
+    return ContextSegment((tokens,), sites=(SiteTerms(weight=weight),) * len(tokens.sites))
+
+
 @pytest.fixture
 def no_grad():
     with torch.no_grad():
@@ -100,14 +104,10 @@ def test_u_net_with_image_tokens(setup: Setup) -> None:
     rows = torch.stack([tokens.unconditional.flatten(0, 1), tokens.conditional.flatten(0, 1)])
     prompt = ContextSegment((ContextPiece(backend.cross_kv(unet, text)),))
     image = ContextPiece(backend.image_prompt_kv(setup.adapter, rows))
-    got = backend.evaluate(
-        Rows(sample, time, (prompt, ContextSegment((image,), sites=(SiteTerms(weight=scale),) * len(image.sites))))
-    )
+    got = backend.evaluate(Rows(sample, time, (prompt, weighted(image, scale))))
     assert rel_l2(got, wanted) <= TOLERANCE
     assert rel_l2(backend.evaluate(Rows(sample, time, (prompt,))), wanted) > 1e-3
-    off = backend.evaluate(
-        Rows(sample, time, (prompt, ContextSegment((image,), sites=(SiteTerms(weight=0.0),) * len(image.sites))))
-    )
+    off = backend.evaluate(Rows(sample, time, (prompt, weighted(image, 0.0))))
     assert torch.equal(off, backend.evaluate(Rows(sample, time, (prompt,))))
 
 

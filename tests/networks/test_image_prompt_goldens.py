@@ -25,6 +25,10 @@ OPS = ReferenceOps()
 pytestmark = pytest.mark.usefixtures("no_grad")
 
 
+def weighted(tokens: ContextPiece, weight: float) -> ContextSegment:
+    return ContextSegment((tokens,), sites=(SiteTerms(weight=weight),) * len(tokens.sites))
+
+
 @pytest.fixture
 def no_grad():
     with torch.no_grad():
@@ -104,10 +108,7 @@ def test_the_whole_u_net(golden: Golden) -> None:
         unet.cross_kv(OPS, golden.attention, golden.config, golden.tokens()),
     )
     text, image = (ContextPiece(sites) for sites in kv)
-    scaled = {
-        scale: ContextSegment((image,), sites=(SiteTerms(weight=scale),) * len(image.sites))
-        for scale in (golden.fields["scale"], 0.0)
-    }
+    scaled = {scale: weighted(image, scale) for scale in (golden.fields["scale"], 0.0)}
     golden.close(golden.eps(ContextSegment((text,)), scaled[golden.fields["scale"]]), "eps")
     golden.close(golden.eps(ContextSegment((text,)), scaled[0.0]), "eps_scale0")
     golden.close(golden.eps(ContextSegment((text,))), "eps_text_only")
@@ -132,9 +133,7 @@ def test_maps_of_the_image_tokens(golden: Golden) -> None:
     text = ContextPiece(unet.cross_kv(OPS, golden.unet, golden.config, golden.inputs["text"]))
     image = ContextPiece(unet.cross_kv(OPS, golden.attention, golden.config, golden.tokens()))
     ops = CrossAttentionOps()
-    golden.eps(
-        ContextSegment((text,)), ContextSegment((image,), sites=(SiteTerms(weight=0.0),) * len(image.sites)), ops=ops
-    )
+    golden.eps(ContextSegment((text,)), weighted(image, 0.0), ops=ops)
     for name in golden.fields["sites"]:
         index = site_index(golden, name)
         golden.close(image_map(ops.queries[index], image.sites[index].k), f"{name}.image_map")
