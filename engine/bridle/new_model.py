@@ -131,7 +131,7 @@ def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Te
     """Weights of variance 1 / fan-in, norm scales around 1, biases around 0: activations stay near one."""
     noise = torch.randn(shape, generator=generator)
     if len(shape) > 1:
-        table = "embedding" in name and not any(part in name for part in ("time", "add", "patch"))
+        table = "embedding" in name and not any(part in name for part in ("time", "add", "patch", "cond"))
         fan_in = 1 if table else noise[0].numel()
         return noise / math.sqrt(fan_in)
     return 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)

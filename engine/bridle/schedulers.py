@@ -87,12 +87,13 @@ _SIGMA_FLAGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 _NOT_FIELDS = frozenset({"_class_name", "_diffusers_version", "_use_default_values"})
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 _MAX_TRAIN_TIMESTEPS = 10_000
-_REFUSED: dict[str, str] = {
+NOT_LINEAR: dict[str, str] = {
     "clip_sample": "False: clipping the predicted sample is not linear, so the step has no coefficient table",
     "thresholding": "False: dynamic thresholding is not linear, so the step has no coefficient table",
     "use_flow_sigmas": "False: flow matching is not part of the Stable Diffusion family",
     "use_dynamic_shifting": "False: flow matching is not part of the Stable Diffusion family",
 }
+"""Fields that a model's configuration may switch on, but a schedule cannot be made with; and what is wanted instead."""
 _INTEGER_RANGES: dict[str, tuple[int, int]] = {
     "num_train_timesteps": (1, _MAX_TRAIN_TIMESTEPS),
     "original_inference_steps": (1, 1000),
@@ -270,7 +271,7 @@ def _betas(value: object) -> tuple[float, ...]:
 
 
 def _check_meaning(scheduler: Scheduler, base: Mapping[str, object]) -> None:
-    for name, wants in _REFUSED.items():
+    for name, wants in NOT_LINEAR.items():
         if scheduler.field(name) is True:
             raise RequestError(f"scheduler.{name}", True, wants)
     if str(scheduler.field("variance_type")).startswith("learned"):

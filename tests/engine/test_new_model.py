@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from runs import picture
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import bridle
 from bridle.cli import app
 from bridle.errors import RequestError
 from bridle.new_model import write_new_model
+from bridle_kernels.ops import ReferenceOps
 
 
 @pytest.mark.parametrize("fixture", ["folder", "xl_folder"])
@@ -55,3 +59,36 @@ def test_ip_adapter_is_added_and_changes_nothing_else(folder: Path, tmp_path: Pa
     for file in (tmp_path / "new/ip-adapter").rglob("*.safetensors"):
         for name, tensor in load_file(file).items():
             assert tensor.abs().max() > 1e-3, (file.name, name)
+
+
+class MeasuringOps(ReferenceOps):
+    """Keeps the largest value that any op has returned."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+
+    def __getattribute__(self, name: str) -> object:
+        value = super().__getattribute__(name)
+        if not callable(value) or name.startswith("_"):
+            return value
+
+        def measured(*arguments: object, **named: object) -> object:
+            result = value(*arguments, **named)
+            if isinstance(result, torch.Tensor) and result.is_floating_point() and result.numel():
+                self.largest[name] = max(self.largest.get(name, 0.0), float(result.abs().max()))
+            return result
+
+        return measured
+
+
+@pytest.mark.parametrize("fixture", ["folder", "xl_folder"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_activations_stay_small_under_controls(fixture: str, dtype: str, request: pytest.FixtureRequest) -> None:
+    """No network drowns another, and half precision holds them all."""
+    engine = bridle.load(request.getfixturevalue(fixture), dtype=dtype)
+    engine.backend.ops = MeasuringOps()
+    controls = [bridle.ControlNet("controlnet", picture()), bridle.T2IAdapter("t2i-adapter", picture())]
+    engine.sample(bridle.Request("a red circle", num_inference_steps=2, controls=controls))
+    assert len(engine.backend.ops.largest) > 10
+    for name, largest in engine.backend.ops.largest.items():
+        assert 0.01 < largest < 1000, name

@@ -143,6 +143,54 @@ def test_static_work_is_done_once(folder: Path) -> None:
     assert per_step["attention"] == 2 * sites
 
 
+class NamingOps(ReferenceOps):
+    """Counts how often an op is given each of the named weights."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        self.names, self.uses = names, Counter()
+
+    def __getattribute__(self, name: str) -> object:
+        value = super().__getattribute__(name)
+        if not callable(value) or name.startswith("_"):
+            return value
+
+        def counted(*arguments: object, **named: object) -> object:
+            for item in (*arguments, *named.values()):
+                for tensor in item if isinstance(item, tuple | list) else (item,):
+                    if isinstance(tensor, torch.Tensor) and tensor.data_ptr() in self.names:
+                        self.uses[self.names[tensor.data_ptr()]] += 1
+            return value(*arguments, **named)
+
+        return counted
+
+
+@pytest.mark.parametrize("fixture", ["folder", "xl_folder"])
+def test_every_weight_is_used_once_a_step_or_once_a_request(fixture: str, request: pytest.FixtureRequest) -> None:
+    """Text K and V, time and size embeddings, hints and adapters before the first step; all else once for all rows."""
+    engine = bridle.load(request.getfixturevalue(fixture))
+    controls = [CONTROLS["controlnet"](), CONTROLS["adapter"]()]
+    parts = {
+        "unet": engine.backend.model.unet,
+        "branch": engine.control(controls[0]),
+        "adapter": engine.control(controls[1]),
+    }
+    names = {tensor.data_ptr(): f"{part}/{key}" for part, of in parts.items() for key, tensor in of.tensors.items()}
+
+    def uses(steps: int) -> Counter[str]:
+        engine.backend.ops = NamingOps(names)
+        latents(engine, num_inference_steps=steps, controls=controls)
+        return engine.backend.ops.uses
+
+    two, five = uses(2), uses(5)
+    static = ("attn2.to_k", "attn2.to_v", "time_emb", "add_embedding", "controlnet_cond_embedding", "adapter/")
+    assert set(two) == set(names.values())
+    for name in names.values():
+        expected = 0 if any(part in name for part in static) else 3
+        assert five[name] - two[name] == expected, (name, two[name], five[name])
+        # Once for each of the two rows of guidance; the adapter and the hint serve both.
+        assert two[name] == (1 if "cond_embedding" in name or "adapter/" in name else 2), (name, two[name])
+
+
 def test_callback_sees_every_step_and_cancels(engine: bridle.Engine) -> None:
     seen: list[tuple[int, int]] = []
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from bridle_kernels.attention import Capture, MassShift, Piece, Segment
 from numerics import poisoned
 
-R, N, H, D, L = 4, 11, 3, 5, 7
+R, N, H, D, L = 4, 11, 3, 8, 7
+"""Odd but for D: MKL rounds by alignment, and some tests compare bits."""
 
 
 def generator(seed: int) -> torch.Generator:

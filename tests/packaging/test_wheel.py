@@ -1,5 +1,6 @@
 """What the built distribution holds, and what it leaves alone."""
 
+import email
 import os
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,6 +59,18 @@ def test_every_module_and_marker_is_in_it(wheel: zipfile.ZipFile) -> None:
     assert any(name.startswith("bridle_kernels/_core.") and name.endswith(".so") for name in names)
 
 
+def test_metadata(wheel: zipfile.ZipFile) -> None:
+    """Python 3.11 to 3.13, torch from 2.9, Apache-2.0 with its text, and the command."""
+    (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    metadata = email.message_from_bytes(wheel.read(f"{info}/METADATA"))
+    supported = SpecifierSet(metadata["Requires-Python"])
+    assert [f"3.{minor}" in supported for minor in range(10, 15)] == [False, True, True, True, False]
+    assert metadata["Name"] == "bridle" and metadata["License-Expression"] == "Apache-2.0"
+    assert "torch>=2.9" in metadata.get_all("Requires-Dist")
+    assert any(name.startswith(info) and name.endswith("LICENSE") for name in wheel.namelist())
+    assert "bridle = bridle.cli:main" in wheel.read(f"{info}/entry_points.txt").decode()
+
+
 def run(code: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -84,7 +98,8 @@ def test_importing_the_kernels_does_not_import_triton(tmp_path: Path) -> None:
     assert run(code, tmp_path).stdout.strip() == "False"
 
 
-def test_no_compiler_is_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("environment", [{"CXX": "/nonexistent/c++"}, {"CXX": "", "PATH": "/nonexistent"}])
+def test_no_compiler_is_one_clear_line(tmp_path: Path, environment: dict[str, str]) -> None:
     build = [
         sys.executable,
         str(ROOT / "setup.py"),
@@ -96,7 +111,7 @@ def test_no_compiler_is_one_clear_line(tmp_path: Path) -> None:
         str(tmp_path),
     ]
     outcome = subprocess.run(
-        build, cwd=ROOT, env={**os.environ, "CXX": "/nonexistent/c++"}, capture_output=True, text=True, check=False
+        build, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
     lines = [line for line in outcome.stderr.splitlines() if "bridle:" in line]
     assert outcome.returncode != 0 and len(lines) == 1 and "C++20" in lines[0]

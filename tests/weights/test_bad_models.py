@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
 from safetensors.torch import load_file, save_file
 
+import bridle
 from bridle.errors import ModelLoadError
 from bridle.weights import load_model
 from bridle.weights.json_file import MAX_BYTES, read_json
@@ -219,17 +221,51 @@ def test_a14_configuration_and_weights_that_disagree_show_both_shapes(folder: Pa
 
 
 @pytest.mark.parametrize(
-    "changes", [{"_class_name": "NoSuch"}, {"_class_name": ["DDIMScheduler"]}, {"_class_name": None}]
+    "changes",
+    [
+        {"_class_name": "NoSuch"},
+        {"_class_name": ["DDIMScheduler"]},
+        {"_class_name": None},
+        {"trained_betas": []},
+        {"beta_end": 0.0001},
+        {"beta_start": "0.1"},
+        {"num_train_timesteps": 0},
+        {"num_train_timesteps": 2**31},
+        {"prediction_type": "flow"},
+        {"beta_schedule": "no such"},
+    ],
+    ids=str,
 )
 def test_a15_scheduler(folder: Path, changes: dict[str, object]) -> None:
     edit(folder / "scheduler/scheduler_config.json", **changes)
-    refused(folder, "scheduler")
+    refused(folder, "scheduler/scheduler_config.json")
+
+
+def test_a15_a_scheduler_that_clips_is_refused_when_it_is_used(folder: Path) -> None:
+    """A request may name another one."""
+    edit(folder / "scheduler/scheduler_config.json", clip_sample=True)
+    engine = bridle.load(folder)
+    with pytest.raises(bridle.RequestError, match="clip_sample"):
+        engine.sample(bridle.Request("a", num_inference_steps=1))
+    engine.sample(bridle.Request("a", num_inference_steps=1, scheduler="euler", output_type="latent"))
 
 
 def test_a16_tokenizer(folder: Path) -> None:
-    (folder / "tokenizer/vocab.json").write_text("not json")
+    vocabulary = folder / "tokenizer/vocab.json"
+    words = json.loads(vocabulary.read_text())
+    for token, index in (("zebra</w>", 1024), ("zebra</w>", 10**7)):
+        vocabulary.write_text(json.dumps({**words, token: index}))
+        assert "1024" in refused(folder, "tokenizer: token 'zebra</w>'")
+    vocabulary.write_text(json.dumps({**words, "zebra</w>": 1023}))
+    load_model(folder)
+    for content in ("not json", "[]", '{"a": "b"}', '{"a": -1}', ""):
+        vocabulary.write_text(content)
+        refused(folder, "tokenizer")
+    vocabulary.write_text(json.dumps(words))
+    load_model(folder)
+    (folder / "tokenizer/merges.txt").unlink()
     refused(folder, "tokenizer")
-    (folder / "tokenizer/vocab.json").unlink()
+    vocabulary.unlink()
     refused(folder, "tokenizer")
 
 
@@ -240,6 +276,32 @@ def test_a20_non_finite_weights_are_named(folder: Path, value: float) -> None:
 
     edit_tensors(folder / UNET, poison)
     assert "conv_out.weight" in refused(folder, UNET)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_b17_integers_where_floats_belong_are_named(folder: Path, dtype: torch.dtype) -> None:
+    edit_tensors(folder / UNET, lambda tensors: tensors.update({"conv_in.bias": tensors["conv_in.bias"].to(dtype)}))
+    assert str(dtype).removeprefix("torch.") in refused(folder, "conv_in.bias")
+
+
+def test_a8_paths_in_configurations_lead_nowhere(folder: Path, tmp_path: Path) -> None:
+    """No field of a configuration is a path: the parts of a folder have fixed names."""
+    for path in ("../../other", "/etc", "~", "https://example.invalid/x"):
+        edit(folder / "unet/config.json", _name_or_path=path)
+        edit(folder / "model_index.json", _name_or_path=path, unet=[path, "UNet2DConditionModel"])
+        load_model(folder)
+        edit(folder / "model_index.json", text_encoder=[path, path], **{path: [path, path]})
+        load_model(folder)
+    (folder / "unet").rename(tmp_path / "elsewhere")
+    (folder / "unet").symlink_to(tmp_path / "elsewhere")
+    refused(folder, "outside the model folder")
+
+
+def test_a14_another_family(folder: Path, original_xl: Path) -> None:
+    shutil.copy(original_xl / UNET, folder / UNET)
+    assert "[" in refused(folder, "unet")
+    shutil.copy(original_xl / "unet/config.json", folder / "unet/config.json")
+    refused(folder, "cross_attention_dim")
 
 
 def test_unexpected_and_missing_tensors(folder: Path) -> None:

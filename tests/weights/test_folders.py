@@ -34,6 +34,26 @@ def test_autoencoders_with_the_older_names_of_attention(folder: Path) -> None:
     assert same(load_model(folder), wanted)
 
 
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_as_diffusers_and_transformers_write_them(folder: Path, variant: str | None) -> None:
+    wanted = load_model(folder)
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        whole = load_file(folder / part / f"{stem}.safetensors")
+        (folder / part / f"{stem}.safetensors").unlink()
+        names = sorted(whole)
+        suffix = f".{variant}" if variant else ""
+        files = {key: f"{stem}{suffix}-0000{1 + (index % 2)}-of-00002.safetensors" for index, key in enumerate(names)}
+        for file in set(files.values()):
+            save_file({key: whole[key] for key in names if files[key] == file}, folder / part / file)
+        index = {"metadata": {"total_size": 1}, "weight_map": files}
+        (folder / part / f"{stem}.safetensors.index{suffix}.json").write_text(json.dumps(index))
+    assert same(load_model(folder, variant=variant), wanted)
+
+
 def test_text_encoders_with_and_without_their_prefix(folder: Path) -> None:
     wanted, file = load_model(folder), folder / "text_encoder/model.safetensors"
     tensors = load_file(file)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridle.errors import ModelLoadError
+from bridle.errors import ModelLoadError, RequestError
 from bridle.networks import adapters, clip_vision, controlnet, taesd, text, unet, vae
 from bridle.networks.configs import (
     AdapterConfig,
@@ -18,11 +18,11 @@ from bridle.networks.configs import (
     VaeConfig,
     VisionConfig,
 )
-from bridle.schedulers import SCHEDULER_CLASSES
+from bridle.schedulers import NOT_LINEAR, SCHEDULER_CLASSES, resolve_scheduler
 from bridle.weights.json_file import read_json
 from bridle.weights.model import Component, Model
 from bridle.weights.safetensors_file import read_tensors
-from bridle.weights.tokenizers import read_tokenizer
+from bridle.weights.tokenizers import check_vocabularies, read_tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 Network = tuple[Any, Callable[[Any], Shapes]]
@@ -60,6 +60,7 @@ def load_folder(
         raise ModelLoadError("model_index.json", "lists no text encoder")
     tokenizers = tuple(_tokenizer(folder, name.replace("text_encoder", "tokenizer"), tokenizer) for name in names)
     _check_context(unet_part.config, encoders)
+    check_vocabularies(tokenizers, tuple(encoder.config.vocab_size for encoder in encoders))
     return Model(
         name=folder.name,
         architecture=model_architecture(unet_part.config, len(encoders), unet_part.config.cross_attention_dim == 1024),
@@ -102,7 +103,7 @@ def load_component(
 
 
 def checked(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> Mapping[str, Tensor]:
-    """`tensors` without harmless extras. Raises ModelLoadError for missing, unexpected or wrongly shaped ones."""
+    """`tensors` without harmless extras. Raises ModelLoadError for missing, unexpected and wrongly shaped or typed ones."""
     kept = {key: value for key, value in tensors.items() if not key.endswith(_HARMLESS)}
     for key, shape in expected.items():
         if key not in kept:
@@ -110,6 +111,10 @@ def checked(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> Mappi
             raise ModelLoadError(name, f"is missing ({count} of {len(expected)} tensors are)", key)
         if tuple(kept[key].shape) != shape:
             raise ModelLoadError(name, f"has shape {list(kept[key].shape)}, the configuration wants {list(shape)}", key)
+        if not kept[key].is_floating_point():
+            raise ModelLoadError(
+                name, f"is of type {str(kept[key].dtype).removeprefix('torch.')}, wants a float type", key
+            )
     for key in kept:
         if key not in expected:
             raise ModelLoadError(name, "is not part of this network", key[:120])
@@ -206,6 +211,10 @@ def _scheduler(folder: Path) -> Mapping[str, object]:
     config = dict(read_json(confined(folder, "scheduler") / "scheduler_config.json", label))
     if str(config.get("_class_name")) not in SCHEDULER_CLASSES:
         raise ModelLoadError(label, f"names no known scheduler: {ascii(config.get('_class_name'))[:60]}")
+    try:
+        resolve_scheduler(None, {**config, **dict.fromkeys(NOT_LINEAR, False)}).build()
+    except RequestError as problem:
+        raise ModelLoadError(label, str(problem)) from problem
     return config
 
 

@@ -15,7 +15,7 @@ from bridle.weights import key_maps
 from bridle.weights.folder import checked, model_architecture
 from bridle.weights.model import Component, Model
 from bridle.weights.safetensors_file import read_header, read_metadata, read_tensors
-from bridle.weights.tokenizers import single_file_tokenizers
+from bridle.weights.tokenizers import check_vocabularies, single_file_tokenizers
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 SD1_TEXT, SD2_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -58,6 +58,8 @@ def load_single_file(
     encoders = tuple(
         _text_encoder(tensors, config, family, index, path.name) for index, config in enumerate(chosen.text_encoders)
     )
+    tokenizers = single_file_tokenizers(tokenizer, family)
+    check_vocabularies(tokenizers, tuple(encoder.config.vocab_size for encoder in encoders))
     velocity = family == "sd21" and parts[0].config.in_channels == 4
     scheduler = {**chosen.scheduler, "prediction_type": prediction_type or _stated_prediction(path, velocity)}
     return Model(
@@ -66,7 +68,7 @@ def load_single_file(
         unet=parts[0],
         vae=parts[1],
         text_encoders=encoders,
-        tokenizers=single_file_tokenizers(tokenizer, family),
+        tokenizers=tokenizers,
         scheduler=scheduler,
         force_zeros_for_empty_prompt=family == "sdxl",
     )

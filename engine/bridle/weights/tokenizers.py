@@ -3,6 +3,7 @@
 import copy
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,20 @@ def read_tokenizer(path: Path, name: str) -> Any:
     if not any((path / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise ModelLoadError(name, "has no vocab.json or tokenizer.json; pass tokenizer=FOLDER")
     try:
-        return CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer("a")  # a vocabulary without its markers is noticed only now
+        return tokenizer
     except Exception as problem:  # third-party parser of files from outside
         raise ModelLoadError(name, f"cannot be read as a CLIP tokenizer ({type(problem).__name__})") from problem
+
+
+def check_vocabularies(tokenizers: Sequence[Any], sizes: Sequence[int]) -> None:
+    """Raises ModelLoadError for a token without a row in its encoder's embedding. sizes: rows per encoder."""
+    for index, (tokenizer, size) in enumerate(zip(tokenizers, sizes, strict=True)):
+        token, top = max(tokenizer.get_vocab().items(), key=lambda item: int(item[1]))
+        if top >= size:
+            name = "tokenizer" if index == 0 else f"tokenizer_{index + 1}"
+            raise ModelLoadError(name, f"token {ascii(token)[:60]} has id {top}, the text encoder knows {size}")
 
 
 def single_file_tokenizers(given: str | Path | None, family: str) -> tuple[Any, ...]:

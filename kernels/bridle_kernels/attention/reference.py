@@ -3,7 +3,8 @@
     out_r(n) = gate_r * sum_s w_s,r(n) * A_s,r(n) @ M_s V_[v_rows_s(r)]
     A_s,r(n) = softmax_L(scale * q_[q_rows_s(r)](n) . K_[k_rows_s(r)] + bias_s), after its mass shift
 
-Outputs come from PyTorch's fused attention, those of shifted maps and whatever is reported from slices of the map.
+Outputs come from PyTorch's fused attention; those of shifted maps, and all that is reported, from slices of the map. Reporting
+does not change the bits of an output.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridle_kernels.attention.capture import GroupCapture, captured_rows, group_captures
-from bridle_kernels.attention.effective_map import Products, multiply
-from bridle_kernels.attention.factor import Factor
-from bridle_kernels.attention.mass_shift import resolve_shift
+from bridle_kernels.attention.map_path import clear_reports, report, shifted
 from bridle_kernels.attention.operands import Operands, accumulator, operands, pick
 from bridle_kernels.attention.row_groups import RowGroup, row_groups
-from bridle_kernels.attention.segment import MassShift, Segment
-from bridle_kernels.attention.shapes import key_count
+from bridle_kernels.attention.segment import Segment
 from bridle_kernels.attention.softmax_map import visible_bias
 
 
@@ -37,15 +34,14 @@ def attention(
     scale = q.shape[3] ** -0.5 if scale is None else scale
     total: Tensor | None = None
     for segment in segments:
-        _clear_reports(segment)
+        clear_reports(segment)
         for group in row_groups(segment, q.shape[0]):
-            read = operands(q, segment, group)
-            if segment.mass is None:
-                term = _fused(read, scale, causal, float32_scores)
-                if segment.reads_map:
-                    _report(q, segment, group, scale)
+            if segment.mass is not None:
+                term = shifted(q, segment, segment.mass, group, scale)
             else:
-                term = _shifted(segment, segment.mass, read, group, scale)
+                term = _fused(operands(q, segment, group), scale, causal, float32_scores)
+                if segment.reads_map:
+                    report(q, segment, group, scale)
             weight = segment.weight
             term = _weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
             total = _add_rows(total, term, group)
@@ -63,49 +59,6 @@ def _fused(read: Operands, scale: float, causal: bool, float32_scores: bool) -> 
         bias, blind = visible_bias(read.bias.to(q.dtype))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).masked_fill(blind, 0.0)
     return out.transpose(1, 2).to(read.q.dtype)
-
-
-def _report(q: Tensor, segment: Segment, group: RowGroup, scale: float) -> None:
-    """Captures and log-sum-exps of a segment whose output is computed elsewhere: reporting does not change its bits."""
-    members = captured_rows(segment.captures, group) if segment.lse is None else group
-    if not members.rows:
-        return
-    read = operands(q, segment, members)
-    captures = group_captures(segment, read, members)
-    result = multiply(read, scale, [capture.factor for capture in captures], None, segment.lse is not None)
-    _store(segment, members, captures, result)
-
-
-def _shifted(segment: Segment, mass: MassShift, read: Operands, group: RowGroup, scale: float) -> Tensor:
-    """The output [r, N, H, d] of a segment with a mass shift, before its weight; reports on the way."""
-    captures = group_captures(segment, read, group)
-    factors = [*(capture.factor for capture in captures), Factor(read.v.to(accumulator(read.v.dtype)))]
-    shift = resolve_shift(mass, read, group, key_count(segment))
-    result = multiply(read, scale, factors, shift, segment.lse is not None)
-    _store(segment, group, captures, result)
-    return result.products[-1].transpose(1, 2)
-
-
-def _store(segment: Segment, group: RowGroup, captures: list[GroupCapture], result: Products) -> None:
-    """Puts what a group of rows reports into the buffers. The products of the captures come first."""
-    for capture, columns in zip(captures, result.products, strict=False):
-        capture.add(columns)
-    if segment.mass is not None and segment.mass.out is not None and result.masses is not None:
-        _store_rows(segment.mass.out, result.masses, group)
-    if segment.lse is not None and result.lse is not None:
-        _store_rows(segment.lse, result.lse, group)
-
-
-def _clear_reports(segment: Segment) -> None:
-    """What rows without the segment report: no mass, and the logarithm of 0. Captures only ever add."""
-    if segment.mass is not None and segment.mass.out is not None:
-        segment.mass.out.zero_()
-    if segment.lse is not None:
-        segment.lse.fill_(-torch.inf)
-
-
-def _store_rows(out: Tensor, values: Tensor, group: RowGroup) -> None:
-    out.index_copy_(0, torch.tensor(group.rows, device=out.device), values.to(out.dtype))
 
 
 def _add_rows(total: Tensor | None, term: Tensor, group: RowGroup) -> Tensor:

@@ -20,6 +20,10 @@ class RowGroup:
         """Whether these are all rows of the batch."""
         return len(self.rows) == self.count
 
+    def split(self) -> "list[RowGroup]":
+        """Every row on its own. Matrix products over several rows round by where in memory a row begins."""
+        return [RowGroup((row,), self.lengths, self.count) for row in self.rows]
+
 
 def row_groups(segment: Segment, rows: int) -> list[RowGroup]:
     """Groups of equal lengths, in the order of their first rows. Rows to which the segment adds nothing are in none.

@@ -9,7 +9,7 @@ from torch import Tensor
 from bridle_kernels.attention.operands import Operands, accumulator
 
 MAP_ELEMENTS = 2**18
-"""Elements of a map slice per row. It does not depend on the number of rows, so a row's bits do not either."""
+"""Elements of a map slice of one row."""
 
 
 @dataclass(frozen=True, slots=True)
