@@ -13,11 +13,10 @@ from pathlib import Path
 import torch
 import workers
 from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
+from controls import HINTS, build_control, control_stage
 from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
 from scenes import SceneImages
 from stage import train
-
-from controls import HINTS, build_control, control_stage
 
 SHARES = {"autoencoder": 0.12, "denoiser": 0.62, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
 """How the minutes are divided."""
