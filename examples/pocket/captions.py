@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+
 from shapes import SHAPES
 from world import BACKGROUNDS, COLOURS, TEXTURES, Scene, Thing, region, relation
 

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from denoiser import CHANNELS, Denoiser, NoisyBatches
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -18,37 +17,39 @@ from diffusers import (
     T2IAdapter,
 )
 from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from denoiser import CHANNELS, Denoiser, NoisyBatches, build_pipeline
 from scenes import SceneImages
 from sheets import save_sheet
 from stage import Stage
-from torch import Tensor, nn
-from torch.nn import functional
-from world import ByteImage, ground_truth, outline_of, seeded_scene
+from world import ByteImage, Scene, ground_truth, outline_of, seeded_scene
 
 HINT_WIDTHS = (16, 24, 48, 96)
 LEARNING_RATE = 1e-3
 
-Hint = Callable[[int, ByteImage], ByteImage]
-"""Scene seed and rendered picture -> control image (SIZE, SIZE, 3) uint8."""
+Hint = Callable[[Scene, ByteImage], ByteImage]
+"""Scene and its rendering -> control image (SIZE, SIZE, 3) uint8."""
 
 
-def canny_hint(seed: int, picture: ByteImage) -> ByteImage:
+def canny_hint(scene: Scene, picture: ByteImage) -> ByteImage:
     """White edges on black, thresholds 100 and 200."""
     edges = cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 100, 200)
     return np.repeat(edges[:, :, None], 3, axis=2).astype(np.uint8)
 
 
-def segmentation_hint(seed: int, picture: ByteImage) -> ByteImage:
+def segmentation_hint(scene: Scene, picture: ByteImage) -> ByteImage:
     """Every object in its flat colour on black."""
-    truth = ground_truth(seeded_scene(seed))
+    truth = ground_truth(scene)
     palette = np.array([(0, 0, 0), *truth.palette[1:]], np.uint8)
     flat: ByteImage = palette[truth.labels]
     return flat
 
 
-def sketch_hint(seed: int, picture: ByteImage) -> ByteImage:
+def sketch_hint(scene: Scene, picture: ByteImage) -> ByteImage:
     """White object outlines on black, two pixels wide, without any edge of the background."""
-    outline = cv2.dilate(outline_of(ground_truth(seeded_scene(seed)).labels), np.ones((2, 2), np.uint8))
+    outline = cv2.dilate(outline_of(ground_truth(scene).labels), np.ones((2, 2), np.uint8))
     return np.repeat(outline[:, :, None], 3, axis=2).astype(np.uint8)
 
 
@@ -107,8 +108,6 @@ def control_residuals(
 
 def sample(name: str, module: nn.Module, denoiser: Denoiser, autoencoder: AutoencoderKL, hints: ByteImage) -> ByteImage:
     """Pictures under the control, with a prompt that says nothing of the scene."""
-    from denoiser import build_pipeline
-
     parts = {k: v for k, v in build_pipeline(autoencoder, denoiser).components.items() if k != "image_encoder"}
     if isinstance(module, T2IAdapter):
         pipeline = StableDiffusionAdapterPipeline(**parts, adapter=module, requires_safety_checker=False)
@@ -136,4 +135,4 @@ def to_unit(pixels: ByteImage, device: torch.device) -> Tensor:
 
 def _hints(name: str, images: SceneImages, indices: npt.NDArray[np.int64]) -> ByteImage:
     hint = HINTS[name]
-    return np.stack([hint(images.first_seed + int(index), images.pixels[index]) for index in indices])
+    return np.stack([hint(seeded_scene(images.first_seed + int(index)), images.pixels[index]) for index in indices])

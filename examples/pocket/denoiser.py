@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from captions import describe
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from sheets import save_sheet
-from stage import Stage
-from tokenizer import MAX_TOKENS, build_tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
+
+from captions import describe
+from sheets import save_sheet
+from stage import Stage
+from tokenizer import MAX_TOKENS, build_tokenizer
 from world import SIZE, seeded_scene
 
 WIDTH = 128
@@ -146,8 +147,10 @@ def denoiser_stage(
 
     def loss(rng: np.random.Generator, share: float) -> Tensor:
         _, noisy, timesteps, tokens, target = batches.draw(rng, batch)
-        context = denoiser.text_encoder(tokens).last_hidden_state
-        return functional.mse_loss(denoiser.unet(noisy, timesteps, context).sample, target)
+        with torch.autocast(noisy.device.type, torch.bfloat16):
+            context = denoiser.text_encoder(tokens).last_hidden_state
+            output = denoiser.unet(noisy, timesteps, context).sample
+        return functional.mse_loss(output.float(), target)
 
     def show(path: Path) -> None:
         pipeline = build_pipeline(autoencoder, denoiser)

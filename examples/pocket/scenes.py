@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
+
 from world import SIZE, ByteImage, render, seeded_scene
 
 CHUNK = 500

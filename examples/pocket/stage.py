@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import workers
 from torch import Tensor, nn
 from tqdm import tqdm
+
+import workers
 
 WARMUP_STEPS = 150
 

@@ -6,8 +6,9 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from captions import vocabulary
 from transformers import CLIPTokenizer
+
+from captions import vocabulary
 
 MAX_TOKENS = 77
 

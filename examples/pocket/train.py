@@ -1,7 +1,8 @@
 """Train the pocket model from scratch: `python train.py --minutes 100 --out pocket_run`.
 
 Runs on a CPU or a GPU, resumes where it was stopped, and rewrites the exported
-pipeline in `OUT/pocket` after every stage and every few minutes.
+pipeline in `OUT/pocket` after every stage and every few minutes. With
+`--continue-from FOLDER` every stage starts from an exported pipeline's weights.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
+
 import workers
 from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
-from controls import HINTS, build_control, control_stage
+from controls import FOLDERS, HINTS, build_control, control_stage
 from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
+from exported import start_from
 from scenes import SceneImages
 from stage import train
 
-SHARES = {"autoencoder": 0.12, "denoiser": 0.62, "canny": 0.10, "seg": 0.08, "sketch": 0.08}
+SHARES = {"autoencoder": 0.12, "denoiser": 0.64, "canny": 0.09, "seg": 0.07, "sketch": 0.08}
 """How the minutes are divided."""
 
 
@@ -27,9 +30,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=100.0, help="budget of all stages together")
     parser.add_argument("--out", type=Path, default=Path("pocket_run"), help="folder of the run")
     parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
-    parser.add_argument("--scenes", type=int, default=48_000, help="training scenes to render")
+    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to render")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="CPU processes that share a batch")
+    parser.add_argument("--continue-from", type=Path, help="exported pipeline to start from; default: random weights")
     return parser.parse_args()
 
 
@@ -47,15 +51,17 @@ def run(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     device, parts = torch.device(arguments.device), workers.count()
     out: Path = arguments.out
+    earlier: Path | None = arguments.continue_from
     with workers.first_then_others():
         images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
     autoencoder = build_autoencoder().to(device)
+    start_from(earlier, {"vae": autoencoder})
     minutes = {name: share * arguments.minutes for name, share in SHARES.items()}
     train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16 // parts, device), out, arguments.seed)
-    with workers.first_then_others():
-        latents = encode_all(autoencoder, images, out / "cache" / "latents.npy", device)
+    latents = encode_all(autoencoder, images, out / "cache", device)
     autoencoder.register_to_config(scaling_factor=measure_scale(latents))
     denoiser = Denoiser().to(device)
+    start_from(earlier, {"text_encoder": denoiser.text_encoder, "unet": denoiser.unet})
     with workers.first_then_others():
         tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
     batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
@@ -63,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32 // parts, pocket), out, arguments.seed)
     for name in HINTS:
         control = build_control(name, denoiser).to(device)
+        start_from(earlier, {FOLDERS[name]: control})
         stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32 // parts, pocket)
         train(stage, out, arguments.seed)
 
