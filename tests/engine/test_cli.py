@@ -125,7 +125,10 @@ def test_control_options_and_scheduler_json(folder: Path, tmp_path: Path) -> Non
 
 
 def test_controls_may_be_files(folder: Path, engine: bridle.Engine, tmp_path: Path) -> None:
-    """The same pixels as from the folders they were written from; the keys say which kind a file is."""
+    """The same picture as from the folders they were written from; the keys say which kind a file is.
+
+    To the rounding of a matrix product, which depends on where in a mapped file its weights lie.
+    """
     base, place = engine.backend.model, torch.device("cpu")
     net = load_controlnet(folder / "controlnet", dtype=None, device=place, base=base)
     adapter = load_adapter(folder / "t2i-adapter", dtype=None, device=place, base=base)
@@ -135,12 +138,17 @@ def test_controls_may_be_files(folder: Path, engine: bridle.Engine, tmp_path: Pa
     ):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
     picture().save(tmp_path / "edges.png")
+    base_arguments = ["generate", "x", "--model", str(folder), "--steps", "1"]
+    assert CliRunner().invoke(app, [*base_arguments, "-o", str(tmp_path / "plain.png")]).exit_code == 0
+    plain = pixels(tmp_path / "plain.png").astype(int)
     for file, control in (("net", "controlnet"), ("adapter", "t2i-adapter")):
         for source, output in ((tmp_path / f"{file}.safetensors", "file.png"), (control, "folder.png")):
-            arguments = ["generate", "x", "--model", str(folder), "--steps", "1", "-o", str(tmp_path / output)]
+            arguments = [*base_arguments, "-o", str(tmp_path / output)]
             outcome = CliRunner().invoke(app, [*arguments, "--control", f"{source}={tmp_path / 'edges.png'}"])
             assert outcome.exit_code == 0, outcome.output
-        assert np.array_equal(pixels(tmp_path / "file.png"), pixels(tmp_path / "folder.png"))
+        from_file, from_folder = (pixels(tmp_path / f"{name}.png").astype(int) for name in ("file", "folder"))
+        assert np.abs(from_file - from_folder).max() <= 1
+        assert np.abs(from_file - plain).max() > 2
 
 
 def test_what_a_command_line_may_get_wrong(folder: Path, tmp_path: Path) -> None:
