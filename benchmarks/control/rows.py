@@ -9,7 +9,11 @@ from PIL import Image
 
 import bridle
 from held_out import Case
+from placed import boxes_map, fractions, named, phrases
 from world import ByteImage
+
+INJECT_END = 0.6
+"""Injected maps act in the first steps, which decide the layout."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,30 @@ def adapter_request(name: str) -> RequestOf:
     )
 
 
+def region_request(mode: str) -> RequestOf:
+    """The caption, and a region of its own for every object at its true box."""
+
+    def request(case: Case, settings: Settings) -> bridle.Request:
+        places = phrases(case).values()
+        regions = [bridle.Region(named(kind), fractions(box)) for kind, boxes in places for box in boxes]
+        return plain_request(case, settings, regions=regions, region_mode=mode, bootstrapping_steps=settings.steps // 3)
+
+    return request
+
+
+def inject_request(mode: str, strength: float) -> RequestOf:
+    """The caption, and for the words of every kind of object a map of the boxes where they are."""
+
+    def request(case: Case, settings: Settings) -> bridle.Request:
+        maps = [
+            bridle.InjectMap(phrase, boxes_map(boxes), mode=mode, strength=strength, end=INJECT_END)
+            for phrase, (_, boxes) in phrases(case).items()
+        ]
+        return plain_request(case, settings, attention=maps)
+
+    return request
+
+
 def round_trip_request(case: Case, settings: Settings) -> bridle.Request:
     """The rendered picture through the autoencoder and back, without any denoising: the best the model can do."""
     return plain_request(case, settings, image=Image.fromarray(case.picture), strength=0.0)
@@ -59,6 +87,10 @@ ROWS: Mapping[str, RequestOf] = {
     "canny": controlnet_request("canny"),
     "seg": controlnet_request("seg"),
     "sketch": adapter_request("sketch"),
+    "regions attention": region_request("attention"),
+    "regions latent": region_request("latent"),
+    "inject bias": inject_request("bias", 1.0),
+    "inject mass": inject_request("mass", 0.8),
 }
 """Row name -> request of a scene."""
 

@@ -25,8 +25,10 @@ import bridle
 import bridle_eval  # noqa: F401  (puts the world's folder on the path)
 from contact_sheet import ruler_sheet
 from diversity import measure_diversity
+from edits import measure_edits
 from held_out import FIRST_SEED, Case, held_out_case
 from measures import Score, score_row
+from pointing import measure_pointing
 from provenance import git_id
 from rows import REFERENCES, ROWS, Settings
 from sampling import sample_pictures
@@ -113,6 +115,8 @@ def main() -> None:
         **provenance(arguments, engine),
         "rows": {name: {column: asdict(score) for column, score in scores.items()} for name, scores in table.items()},
         "diversity": diversity,
+        "pointing": measure_pointing(engine, cases, settings, arguments.batch),
+        "edits": measure_edits(engine, cases, settings, arguments.batch),
         "seconds": seconds,
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -52,7 +52,7 @@ def parse_attention(
 
 def parse_image_prompt(text: str) -> bridle.ImagePrompt:
     """NAME=IMAGE. Raises RequestError."""
-    kinds = {**dict.fromkeys(("scale", "start", "end"), _number)}
+    kinds: dict[str, _Parse] = {**dict.fromkeys(("scale", "start", "end"), _number)}
     kinds |= dict.fromkeys(("mask", "weight_name", "subfolder", "image_encoder"), _text)
     head, options = _options("image_prompt", text, kinds)
     name, picture = _pair("image_prompt", head, "NAME=IMAGE")
@@ -66,7 +66,7 @@ def _reweight(text: str) -> bridle.Reweight:
 
 
 def _inject_map(text: str) -> bridle.InjectMap:
-    kinds = {**dict.fromkeys(("strength", "start", "end"), _number), "mode": _text}
+    kinds: dict[str, _Parse] = {**dict.fromkeys(("strength", "start", "end"), _number), "mode": _text}
     head, options = _options("inject_map", text, kinds)
     word, where = _pair("inject_map", head, "WORD=BOX or WORD=MAP.png")
     place = {"box": box} if (box := _box(where)) else {"map": where}
