@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from denoiser import CHANNELS, Denoiser, NoisyBatches, build_pipeline
+from denoiser import CHANNELS, Denoiser, NoisyBatches, build_pipeline, half_precision
 from scenes import SceneImages
 from sheets import save_sheet
 from stage import Stage
@@ -80,9 +80,11 @@ def control_stage(
     def loss(rng: np.random.Generator, share: float) -> Tensor:
         indices, noisy, timesteps, tokens, target = batches.draw(rng, batch)
         hints = to_unit(_hints(name, images, indices), batches.device)
-        context = denoiser.text_encoder(tokens).last_hidden_state
-        residuals = control_residuals(module, noisy, timesteps, context, hints)
-        return functional.mse_loss(denoiser.unet(noisy, timesteps, context, **residuals).sample, target)
+        with half_precision(noisy.device):
+            context = denoiser.text_encoder(tokens).last_hidden_state
+            residuals = control_residuals(module, noisy, timesteps, context, hints)
+            output = denoiser.unet(noisy, timesteps, context, **residuals).sample
+        return functional.mse_loss(output.float(), target)
 
     def show(path: Path) -> None:
         held_out = np.arange(images.count - 8, images.count)
