@@ -10,8 +10,8 @@ from PIL import Image
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import NumericFault
 from bridle.heat_maps import normalise_each, word_maps
+from bridle.lowering import Window
 from bridle.map_controls import CaptureMaps
-from bridle.request import Request
 from bridle.request_checks import Prepared
 from bridle.request_json import Loading, a1111_parameters, request_to_json
 from bridle.result import Images, Result
@@ -67,22 +67,25 @@ def _images(backend: ReferenceBackend, prepared: Prepared, tracks: Sequence[Trac
     request = prepared.request
     if request.output_type == "latent":
         return _stacked(tracks)
-    arrays = np.stack([decode_latents(backend, track, request) for track in tracks])
+    arrays = np.stack([decode_latents(backend, prepared, track) for track in tracks])
     if request.output_type == "np":
         return arrays
     return [Image.fromarray((array * 255.0).round().astype(np.uint8)) for array in arrays]
 
 
-def decode_latents(backend: ReferenceBackend, track: Track, request: Request) -> NDArray[np.float32]:
+def decode_latents(backend: ReferenceBackend, prepared: Prepared, track: Track) -> NDArray[np.float32]:
     """[H, W, 3] float32 in [0, 1]. One image at a time, so that the bytes do not depend on the others. Raises NumericFault.
 
-    Panoramas are decoded in tiles; circular ones with their own other end on both sides, so that the ends meet.
+    Images of several views are decoded in tiles; circular ones with their own other end on both sides, so that the ends
+    meet.
     """
     latents = track.latents[None].to(backend.device, backend.dtype)
-    circular = request.views is not None and request.views.circular
+    height, width = prepared.latent_size
+    views = prepared.request.views
+    circular = views is not None and views.circular
     if circular:
-        latents = torch.cat([latents[..., -WRAP:], latents, latents[..., :WRAP]], dim=-1)
-    image = backend.decode_image(latents, request.vae_tiling or request.views is not None)[0].float()
+        latents = Window(0, -WRAP, height, width + 2 * WRAP).cut(latents)
+    image = backend.decode_image(latents, prepared.request.vae_tiling or len(prepared.windows) > 1)[0].float()
     if circular:
         margin = WRAP * backend.model.vae.config.scale
         image = image[..., margin:-margin]

@@ -67,7 +67,8 @@ def _backgrounds(
     backend: ReferenceBackend, prepared: Prepared, generator: torch.Generator
 ) -> bootstrapping.Backgrounds | None:
     request, window = prepared.request, prepared.windows[0]
-    if not request.regions or request.region_mode != "latent" or not request.bootstrapping_steps or window is None:
+    steps = min(request.bootstrapping_steps, len(prepared.table))
+    if not request.regions or request.region_mode != "latent" or not steps or window is None:
         return None
     channels = backend.model.unet.config.out_channels
     return bootstrapping.draw_backgrounds(

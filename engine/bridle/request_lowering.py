@@ -24,7 +24,7 @@ def lower_controls(backend: ReferenceBackend, prepared: Prepared, text: TextRows
     _lower_trained(backend, prepared, every)
     request = prepared.request
     if request.regions and request.region_mode == "attention":
-        encode = region_encoder(backend, prepared)
+        encode = region_encoder(backend, prepared, text.rows)
         regions.lower_attention(backend, request.regions, request.base_ratio, every, encode, steps, prepared.size)
     _lower_maps(backend, prepared, [row for row in text.rows if row.conditional and row.region is None])
 

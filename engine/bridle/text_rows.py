@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -9,7 +10,6 @@ from torch import Tensor
 from bridle.backends.reference import ReferenceBackend
 from bridle.controls import regions, views
 from bridle.lowering import RowPlan
-from bridle.region import Region
 from bridle.request_checks import Prepared
 from bridle.solvers import SolverTable
 from bridle.text_conditioning import TextConditioning, encode_negative, encode_positive, encode_prompt
@@ -35,7 +35,7 @@ def lower_text(backend: ReferenceBackend, prepared: Prepared) -> TextRows:
         # The unconditional rows have the same prompt, but the lists of a row are its own.
         source = [_alone(row) for row in rows[:-1]] + [replace(original, coefficient=rows[-1].coefficient)]
     if request.regions and request.region_mode == "latent":
-        encode = region_encoder(backend, prepared)
+        encode = region_encoder(backend, prepared, rows)
         rows = regions.latent_rows(backend, request.regions, prepared.guidance_scale, rows, encode, prepared.size)
     found = [window for window in prepared.windows if window is not None]
     if found:
@@ -43,18 +43,27 @@ def lower_text(backend: ReferenceBackend, prepared: Prepared) -> TextRows:
     return TextRows(rows, source)
 
 
-def region_encoder(backend: ReferenceBackend, prepared: Prepared) -> regions.EncodeRow:
-    """Makes the plain rows of regions; a negative prompt that a region does not have is the request's."""
+def region_encoder(backend: ReferenceBackend, prepared: Prepared, rows: Sequence[RowPlan]) -> regions.EncodeRow:
+    """Makes the plain rows of regions; a negative prompt that a region does not have is the request's.
+
+    rows: of the request's own prompts; what they have encoded is not encoded again.
+    """
     request = prepared.request
 
-    def encode(region: Region, conditional: bool) -> RowPlan:
-        field = f"regions[{request.regions.index(region)}]"
-        positive = encode_prompt(backend, request, f"{field}.prompt", region.prompt)
-        text = positive
-        if not conditional and region.negative_prompt is None:
-            text = encode_negative(backend, request, positive)
-        elif not conditional:
-            text = encode_prompt(backend, request, f"{field}.negative_prompt", region.negative_prompt or "")
+    @cache
+    def negative() -> RowPlan:
+        own = next((row for row in rows if not row.conditional), None)
+        if own is not None:
+            return _alone(own)
+        positive = TextConditioning(rows[0].context, rows[0].pooled)
+        return _row(backend, prepared, encode_negative(backend, request, positive), conditional=False)
+
+    def encode(index: int, conditional: bool) -> RowPlan:
+        name = "prompt" if conditional else "negative_prompt"
+        prompt = getattr(request.regions[index], name)
+        if prompt is None:
+            return negative()
+        text = encode_prompt(backend, request, f"regions[{index}].{name}", prompt)
         return _row(backend, prepared, text, conditional)
 
     return encode

@@ -34,8 +34,8 @@ Hint = Callable[[Scene, ByteImage], ByteImage]
 
 
 def canny_hint(scene: Scene, picture: ByteImage) -> ByteImage:
-    """White edges on black, thresholds 100 and 200."""
-    edges = cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), 100, 200)
+    """White edges on black, thresholds 100 and 200, of the colours: some are as bright as their background."""
+    edges = cv2.Canny(picture, 100, 200)
     return np.repeat(edges[:, :, None], 3, axis=2).astype(np.uint8)
 
 

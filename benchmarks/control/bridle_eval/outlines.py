@@ -21,7 +21,7 @@ def canny_edges(picture: ByteImage, contrast: float = 1.0) -> BoolImage:
     contrast: factor on both thresholds.
     """
     low, high = (contrast * threshold for threshold in CANNY_THRESHOLDS)
-    return cv2.Canny(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), low, high) > 0
+    return cv2.Canny(picture, low, high) > 0
 
 
 def canny_f1(picture: ByteImage, wanted: BoolImage, tolerance: float = TOLERANCE) -> float:

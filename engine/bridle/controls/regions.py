@@ -22,8 +22,8 @@ from bridle.masks import box_mask, check_covers, nearest_latent, polygon_mask, r
 from bridle.region import Region
 from bridle.rows import KV
 
-EncodeRow = Callable[[Region, bool], RowPlan]
-"""The plain row of a region's prompt (True) or negative prompt (False)."""
+EncodeRow = Callable[[int, bool], RowPlan]
+"""The plain row of the prompt (True) or negative prompt (False) of the region with that index."""
 
 
 def check(backend: ReferenceBackend, regions: Sequence[Region], mode: str, size: tuple[int, int]) -> None:
@@ -54,8 +54,10 @@ def lower_attention(
 ) -> None:
     """Adds a segment per region to the conditional rows, and to the others where a region has a negative prompt."""
     base, shares = _shares(torch.stack([region_mask(r, i, size) for i, r in enumerate(regions)]), regions, base_ratio)
-    conditional = [encode(region, True).kv for region in regions]
-    negatives = [None if region.negative_prompt is None else encode(region, False).kv for region in regions]
+    conditional = [encode(index, True).kv for index in range(len(regions))]
+    negatives = [
+        None if region.negative_prompt is None else encode(index, False).kv for index, region in enumerate(regions)
+    ]
     for window in dict.fromkeys(row.window for row in rows):
 
         def at_sites(canvas: Tensor, window: object = window) -> tuple[Tensor, ...]:
@@ -101,9 +103,9 @@ def latent_rows(
         scale = guidance_scale if region.guidance_scale is None else region.guidance_scale
         blend = mask * region.weight
         if scale > 1.0:
-            found.append(replace(encode(region, False), region=index, coefficient=1.0 - scale, blend=blend))
+            found.append(replace(encode(index, False), region=index, coefficient=1.0 - scale, blend=blend))
         coefficient = scale if scale > 1.0 else 1.0
-        found.append(replace(encode(region, True), region=index, coefficient=coefficient, blend=blend))
+        found.append(replace(encode(index, True), region=index, coefficient=coefficient, blend=blend))
     return found
 
 
