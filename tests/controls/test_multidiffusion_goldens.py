@@ -66,8 +66,8 @@ def region_rows(case: GoldenLoop) -> list[RowPlan]:
     prompts = len(masks)
     areas = [Region(str(p), mask=np.kron(masks[p], np.ones((FACTOR, FACTOR)))) for p in range(1, prompts)]
 
-    def encode(region: Region, conditional: bool) -> RowPlan:
-        return case.row(texts[int(region.prompt) + prompts * conditional], conditional)
+    def encode(index: int, conditional: bool) -> RowPlan:
+        return case.row(texts[1 + index + prompts * conditional], conditional)
 
     plain = [case.row(texts[0], False), case.row(texts[prompts], True)]
     size = (canvas(case)[0] * FACTOR, canvas(case)[1] * FACTOR)
