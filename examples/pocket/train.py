@@ -2,7 +2,8 @@
 
 Runs on a CPU or a GPU, resumes where it was stopped, and rewrites the exported
 pipeline in `OUT/pocket` after every stage and every few minutes. With
-`--continue-from FOLDER` every stage starts from an exported pipeline's weights.
+`--continue-from FOLDER` every stage starts from an exported pipeline's weights,
+and `--shares 0 0.8 0.08 0.06 0.06` leaves its autoencoder as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=2, help="CPU processes that share a batch")
     parser.add_argument("--continue-from", type=Path, help="exported pipeline to start from; default: random weights")
+    parser.add_argument(
+        "--shares",
+        nargs=len(SHARES),
+        type=float,
+        default=list(SHARES.values()),
+        metavar="SHARE",
+        help=f"of the minutes for {', '.join(SHARES)}; 0 leaves a part as it started (default: %(default)s)",
+    )
     return parser.parse_args()
 
 
@@ -56,7 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
         images = SceneImages(out / "cache" / "scenes.u8", arguments.scenes, first_seed=0)
     autoencoder = build_autoencoder().to(device)
     start_from(earlier, {"vae": autoencoder})
-    minutes = {name: share * arguments.minutes for name, share in SHARES.items()}
+    minutes = {name: share * arguments.minutes for name, share in zip(SHARES, arguments.shares, strict=True)}
     train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16 // parts, device), out, arguments.seed)
     latents = encode_all(autoencoder, images, out / "cache", device)
     autoencoder.register_to_config(scaling_factor=measure_scale(latents))
