@@ -13,7 +13,7 @@ from bridle.clip_images import clip_pixels
 from bridle.errors import RequestError
 from bridle.image_prompt import ImagePrompt
 from bridle.lowering import RowPlan, SegmentPlan, StepScales, Window, window_scales
-from bridle.masks import bicubic_levels, read_mask
+from bridle.masks import bicubic_levels, check_covers, read_mask
 from bridle.networks.configs import UNetConfig
 from bridle.networks.unet import attention_sites
 from bridle.request import as_picture
@@ -26,7 +26,8 @@ _BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 def check(backend: ReferenceBackend, control: ImagePrompt, size: tuple[int, int]) -> None:
     """Raises RequestError for scales of blocks that the model does not have and masks that vanish at this size."""
     site_scales(backend.model.unet.config, control.scale)
-    _masks(control, size)
+    for i, mask in enumerate(_masks(control, size) or ()):
+        check_covers(f"ImagePrompt.mask[{i}]", bicubic_levels(mask, backend.model.vae.config.scale, 1)[0])
 
 
 def lower(
@@ -52,7 +53,8 @@ def lower(
 def site_scales(config: UNetConfig, scale: object) -> tuple[float, ...]:
     """The scale at every cross-attention. Raises RequestError for blocks and layers that do not exist.
 
-    A dictionary is diffusers' form: {"down": s, "mid": s, "up": {"block_0": s, "block_1": [s per layer]}}; the rest is 0.
+    A dictionary is diffusers' form: {"down": s, "mid": s, "up": {"block_0": s, "block_1": [s per layer]}}; the rest is 0. A
+    list in the place of {"block_0": ..} is the same for every block.
     """
     sites = attention_sites(config)
     if not isinstance(scale, Mapping):
@@ -69,19 +71,22 @@ def site_scales(config: UNetConfig, scale: object) -> tuple[float, ...]:
 
 
 def _set_block(found: dict[str, float], layers: Sequence[str], field: str, value: object) -> None:
+    """A list is meant for the layers of every block of `layers`; of one number, for all of them."""
+    blocks: dict[str, list[str]] = {}
+    for layer in layers:
+        blocks.setdefault(layer.split(".attentions")[0], []).append(layer)
     if isinstance(value, Mapping):
+        named = {f"block_{block.split('.')[1]}": block for block in blocks if "." in block}
         for name, inner in value.items():
-            number = str(name).removeprefix("block_")
-            mine = [layer for layer in layers if layer.split(".")[1] == number]
-            if not mine:
-                known = ", ".join(dict.fromkeys(f"'block_{layer.split('.')[1]}'" for layer in layers))
-                raise RequestError(field, name, f"one of {known}: blocks with cross-attention")
-            _set_block(found, mine, f"{field}[{name!r}]", inner)
+            if name not in named:
+                raise RequestError(field, name, f"one of {', '.join(named) or 'no names'}: blocks with cross-attention")
+            _set_block(found, blocks[named[name]], f"{field}[{name!r}]", inner)
         return
-    values = value if isinstance(value, tuple) else (value,) * len(layers)
-    if len(values) != len(layers):
-        raise RequestError(field, f"{len(values)} scales", f"one per layer: {len(layers)}")
-    found.update({layer: float(v) for layer, v in zip(layers, values, strict=True)})
+    values = value if isinstance(value, tuple) else (value,)
+    for own in blocks.values():
+        if len(values) not in (1, len(own)):
+            raise RequestError(field, f"{len(values)} scales", f"one, or one per layer: {len(own)}")
+        found.update({layer: float(values[i % len(values)]) for i, layer in enumerate(own)})
 
 
 def _masks(control: ImagePrompt, size: tuple[int, int]) -> Sequence[Tensor] | None:
@@ -106,14 +111,8 @@ def _segments(
     if masks is None:
         joined = [backend.image_prompt_kv(adapter, t.flatten(0, 1)[None]) for t in (tokens, empty)]
         return [_Part(joined[0], joined[1], None)]
-    return [
-        _Part(
-            backend.image_prompt_kv(adapter, tokens[i : i + 1]),
-            backend.image_prompt_kv(adapter, empty[i : i + 1]),
-            mask,
-        )
-        for i, mask in enumerate(masks)
-    ]
+    blank = backend.image_prompt_kv(adapter, empty[:1])
+    return [_Part(backend.image_prompt_kv(adapter, tokens[i : i + 1]), blank, mask) for i, mask in enumerate(masks)]
 
 
 def _add(
