@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from bridle.lowering import RowPlan, SegmentPlan, TokenBias
+from bridle.map_edits import active_biases, stack_biases, stack_shifts
 from bridle.rows import ContextSegment, SiteTerms
 from bridle.segment_stack import stack_context
-from bridle_kernels.attention import Capture, MassShift
+from bridle_kernels.attention import Capture
 
 
 class CrossAttention:
@@ -56,8 +57,8 @@ class CrossAttention:
         terms = [
             SiteTerms(
                 weight=self._text_weight(site),
-                bias=self._bias(steps, site),
-                mass=self._mass(steps, site),
+                bias=self._bias([plan.biases for plan in self._plans], steps, site),
+                mass=stack_shifts([plan.shifts for plan in self._plans], steps, site, self._device),
                 capture=None if captures is None else captures[site],
             )
             for site in range(self._sites)
@@ -81,53 +82,13 @@ class CrossAttention:
             weight = self._once(("slot", numbers, *map(id, maps)), lambda: _stack(maps, numbers, None))
         return SiteTerms(weight=weight)
 
-    def _bias(self, steps: Sequence[int], site: int) -> Tensor | None:
-        """[R, 1, N, L], or None where no row has any in this step."""
-        active = [
-            (row, bias, float(bias.scale[step]), bias.maps[site])
-            for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True))
-            for bias in plan.biases
-            if bias.scale[step] != 0.0 and bias.maps[site] is not None
-        ]
+    def _bias(self, biases: Sequence[Sequence[TokenBias]], steps: Sequence[int], site: int) -> Tensor | None:
+        """[R, 1, N, L], or None where no row has any in this step. biases: of each row."""
+        active = active_biases(biases, steps, site)
         if not active:
             return None
         key = ("bias", *((row, id(bias), scale, id(values)) for row, bias, scale, values in active))
-        return self._once(key, lambda: self._make_bias(active))
-
-    def _make_bias(self, active: Sequence[tuple[int, TokenBias, float, Tensor | None]]) -> Tensor:
-        positions = next(values.shape[0] for *_, values in active if values is not None)
-        total = torch.zeros((len(self._plans), 1, positions, self._length), device=self._device)
-        for row, bias, scale, values in active:
-            assert values is not None
-            total[row, 0][:, list(bias.columns)] += scale * values[:, None]
-        return total
-
-    def _mass(self, steps: Sequence[int], site: int) -> MassShift | None:
-        """Columns [R, S], shares [R, S] and windows [R, S, N]; -1 fills the columns of rows that have fewer."""
-        active = [
-            [s for s in plan.shifts if s.share[step] != 0.0 and s.windows[site] is not None]
-            for plan, step in zip(self._plans, steps, strict=True)
-        ]
-        most = max(sum(len(shift.columns) for shift in shifts) for shifts in active)
-        if not most:
-            return None
-        columns = torch.full((len(active), most), -1, dtype=torch.int32)
-        share = torch.zeros((len(active), most))
-        windows = None
-        for row, shifts in enumerate(active):
-            place = 0
-            for shift in shifts:
-                end = place + len(shift.columns)
-                window = shift.windows[site]
-                assert window is not None
-                if windows is None:
-                    windows = window.new_zeros((len(active), most, window.shape[0]))
-                columns[row, place:end] = torch.tensor(shift.columns, dtype=torch.int32)
-                share[row, place:end] = float(shift.share[steps[row]])
-                windows[row, place:end] = window
-                place = end
-        assert windows is not None
-        return MassShift(columns.to(self._device), share.to(self._device), windows)
+        return self._once(key, lambda: stack_biases(active, len(self._plans), self._length, self._device))
 
     def _mixed_rows(self, steps: Sequence[int]) -> list[bool]:
         """Rows that read another row's map in this step."""
@@ -160,8 +121,14 @@ class CrossAttention:
         absent = ~torch.tensor(mixes, device=self._device)
         (piece,) = self._text.pieces
         length = None if piece.length is None else piece.length[source]
+        read = [plan.mix if mixed else None for plan, mixed in zip(self._plans, mixes, strict=True)]
         terms = [
-            SiteTerms(weight=self._text_weight(site), capture=None if captures is None else captures[site])
+            SiteTerms(
+                weight=self._text_weight(site),
+                bias=self._bias([() if mix is None else mix.biases for mix in read], steps, site),
+                mass=stack_shifts([() if mix is None else mix.shifts for mix in read], steps, site, self._device),
+                capture=None if captures is None else captures[site],
+            )
             for site in range(self._sites)
         ]
         segment = ContextSegment(

@@ -100,13 +100,15 @@ class MixPlan:
     """P7 for one row: its text map becomes source_map @ (mapper * source[step]) + map * own[step], column by column.
 
     row: index, in the track's source, of the row whose queries and keys make the source map. mapper: [L', L]. source, own:
-    [S, L].
+    [S, L]. biases, shifts: edits of the source map, before it is mapped; their columns are the source's.
     """
 
     row: int
     mapper: Tensor
     source: StepScales
     own: StepScales
+    biases: tuple[TokenBias, ...] = ()
+    shifts: tuple[TokenShift, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def parse_views(text: str) -> bridle.Views:
     parts = text.split(",")
     circular = parts[-1] == "circular"
     sizes = parts[:-1] if circular else parts
-    if len(sizes) > 2 or not all(size.isdecimal() for size in sizes):
+    if len(sizes) > 2 or not all(size.isdecimal() and len(size) < 10 for size in sizes):
         raise RequestError("views", text, "WINDOW, WINDOW,STRIDE or either with ,circular")
     window, stride = ([int(size) for size in sizes] + [None, None])[:2]
     return bridle.Views(window, stride, circular)

@@ -99,6 +99,8 @@ def prepare(backend: ReferenceBackend, request: Request, find_control: FindContr
     tokens, source = _aligned_tokens(backend, request)
     _check_attention(backend, request, tokens, source, size, latent_size, len(table))
     columns = _columns(backend, request.attention, tokens)
+    injected = [control for control in request.attention if isinstance(control, InjectMap)]
+    inject_map.check_shares(backend.model.unet.config, injected, columns, max(1, len(table)))
     return Prepared(request, table, size, latent_size, guidance, weights, tokens, source, columns, windows)
 
 

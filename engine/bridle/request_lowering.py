@@ -55,6 +55,7 @@ def _lower_maps(backend: ReferenceBackend, prepared: Prepared, rows: Sequence[Ro
             inject_map.lower(backend, control, _columns(prepared, control.words), rows, steps, prepared.size)
         elif isinstance(control, PromptEdit):
             _lower_edit(backend, prepared, control, rows)
+    prompt_edit.carry_injected_maps(rows)
 
 
 def _lower_edit(backend: ReferenceBackend, prepared: Prepared, edit: PromptEdit, rows: Sequence[RowPlan]) -> None:

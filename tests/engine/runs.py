@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import bridle
+from bridle.backends.reference import ReferenceBackend
+from bridle.weights import Component
 
 PROMPT, NEGATIVE, STEPS, GUIDANCE, SEED = "a red circle", "blue", 20, 5.0, 5
 
@@ -78,3 +81,16 @@ def with_input_channels(folder: Path, target: Path, channels: int) -> Path:
     tensors["conv_in.weight"] = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * (9 * channels) ** -0.5
     save_file(tensors, file, metadata={"format": "pt"})
     return target
+
+
+def with_dtype(engine: bridle.Engine, dtype: torch.dtype) -> bridle.Engine:
+    """The same weights in another type."""
+    model = engine.backend.model
+    parts = {name: converted(getattr(model, name), dtype) for name in ("unet", "vae")}
+    encoders = tuple(converted(encoder, dtype) for encoder in model.text_encoders)
+    backend = ReferenceBackend(replace(model, text_encoders=encoders, **parts), torch.device("cpu"), dtype)
+    return bridle.Engine(backend, engine.path)
+
+
+def converted(component: Component, dtype: torch.dtype) -> Component:
+    return replace(component, tensors={name: tensor.to(dtype) for name, tensor in component.tensors.items()})

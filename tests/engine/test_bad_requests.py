@@ -14,19 +14,13 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from runs import half_mask, latents, picture, request, with_input_channels
+from watched_ops import RefusingOps
 
 import bridle
 from bridle.errors import LimitError, RequestError
 
 NAN = math.nan
 GREY = np.full((128, 128, 3), 128, np.uint8)
-
-
-class RefusingOps:
-    """Ops of which none may be called."""
-
-    def __getattr__(self, name: str) -> object:
-        raise AssertionError(f"{name} was called")
 
 
 @pytest.fixture

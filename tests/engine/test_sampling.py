@@ -3,37 +3,23 @@
 import socket
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from runs import half_mask, latents, picture, rel_l2, request
+from runs import half_mask, latents, picture, rel_l2, request, with_dtype
+from watched_ops import CountingOps, NamingOps
 
 import bridle
 from bridle.backends.reference import ReferenceBackend
-from bridle.weights import Component, load_controlnet
-from bridle_kernels.ops import ReferenceOps
+from bridle.weights import load_controlnet
 
 CONTROLS = {
     "controlnet": lambda **fields: bridle.ControlNet("controlnet", picture(), **fields),
     "adapter": lambda **fields: bridle.T2IAdapter("t2i-adapter", picture(), **fields),
 }
 both = pytest.mark.parametrize("control", CONTROLS.values(), ids=CONTROLS)
-
-
-class CountingOps(ReferenceOps):
-    """Counts the calls of each op."""
-
-    def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-
-    def __getattribute__(self, name: str) -> object:
-        value = super().__getattribute__(name)
-        if callable(value) and not name.startswith("_"):
-            super().__getattribute__("calls")[name] += 1
-        return value
 
 
 @both
@@ -64,19 +50,6 @@ MIXED = [
     request(num_inference_steps=3, image=picture(), mask_image=half_mask(), scheduler="dpm++ 2m"),
     request(num_inference_steps=2, width=64, height=96),
 ]
-
-
-def with_dtype(engine: bridle.Engine, dtype: torch.dtype) -> bridle.Engine:
-    """The same weights in another type."""
-    model = engine.backend.model
-    parts = {name: converted(getattr(model, name), dtype) for name in ("unet", "vae")}
-    encoders = tuple(converted(encoder, dtype) for encoder in model.text_encoders)
-    backend = ReferenceBackend(replace(model, text_encoders=encoders, **parts), torch.device("cpu"), dtype)
-    return bridle.Engine(backend, engine.path)
-
-
-def converted(component: Component, dtype: torch.dtype) -> Component:
-    return replace(component, tensors={name: tensor.to(dtype) for name, tensor in component.tensors.items()})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -141,27 +114,6 @@ def test_static_work_is_done_once(folder: Path) -> None:
     )
     assert sites == 16 + 7
     assert per_step["attention"] == 2 * sites
-
-
-class NamingOps(ReferenceOps):
-    """Counts how often an op is given each of the named weights."""
-
-    def __init__(self, names: dict[int, str]) -> None:
-        self.names, self.uses = names, Counter()
-
-    def __getattribute__(self, name: str) -> object:
-        value = super().__getattribute__(name)
-        if not callable(value) or name.startswith("_"):
-            return value
-
-        def counted(*arguments: object, **named: object) -> object:
-            for item in (*arguments, *named.values()):
-                for tensor in item if isinstance(item, tuple | list) else (item,):
-                    if isinstance(tensor, torch.Tensor) and tensor.data_ptr() in self.names:
-                        self.uses[self.names[tensor.data_ptr()]] += 1
-            return value(*arguments, **named)
-
-        return counted
 
 
 @pytest.mark.parametrize("fixture", ["folder", "xl_folder"])

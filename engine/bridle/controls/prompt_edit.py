@@ -1,6 +1,7 @@
 """PromptEdit (prompt-to-prompt, arXiv 2208.01626): an image whose attention maps are those of another prompt's image."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -46,8 +47,27 @@ def lower(
     most = max(SELF_POSITIONS, level_positions[0] // 16)
     levels = tuple(positions <= most for positions in level_positions)
     for row in rows:
-        row.mix = MixPlan(-1, mixed.mapper, mixed.source.numpy(), mixed.own.numpy())
+        own = np.ones((steps, row.context.shape[1]), np.float32)  # SDXL's second prompt may be longer than the first
+        own[:, : tokens.ids.size] = mixed.own.numpy()
+        row.mix = MixPlan(-1, mixed.mapper, mixed.source.numpy(), own)
         row.self_source = SelfSource(-1, active, levels)
+
+
+def carry_injected_maps(rows: Sequence[RowPlan]) -> None:
+    """Lets maps that are injected into a row act on the source's map too, in the columns that it takes.
+
+    A biased or shifted column stays so when it is mapped: both act on the row's map as if it were its own.
+    """
+    for row in rows:
+        if row.mix is not None:
+            biases = [replace(bias, columns=_taken(row.mix, bias.columns)) for bias in row.biases]
+            shifts = [replace(shift, columns=_taken(row.mix, shift.columns)) for shift in row.shifts]
+            row.mix = replace(row.mix, biases=tuple(biases), shifts=tuple(shifts))
+
+
+def _taken(mix: MixPlan, columns: Sequence[int]) -> tuple[int, ...]:
+    """The source's columns that some columns of the row are mapped from."""
+    return tuple((mix.mapper[:, list(columns)] != 0).any(1).nonzero()[:, 0].tolist())
 
 
 def _mapper(tokenizer: Any, edit: PromptEdit, source: PromptTokens, tokens: PromptTokens) -> Mapper:

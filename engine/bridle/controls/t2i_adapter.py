@@ -20,8 +20,9 @@ def check(control: T2IAdapter, config: AdapterConfig, size: tuple[int, int], see
     check_size("T2IAdapter.image", control.image, size, control.resize)
     if config.in_channels not in (1, 3):
         raise RequestError("T2IAdapter.model", f"an adapter with {config.in_channels} channels", "1 or 3 channels")
-    for field, side in zip(("height", "width"), seen, strict=True):
+    for name, side, whole in zip(("height", "width"), seen, size, strict=True):
         if side % config.downscale:
+            field = name if side == whole else "Views.window"
             raise RequestError(field, side, f"a multiple of {config.downscale}, which this T2IAdapter needs")
 
 

@@ -20,6 +20,8 @@ def check(backend: ReferenceBackend, views: Views, size: tuple[int, int]) -> Non
         if value is not None and value % factor:
             raise RequestError(f"Views.{name}", value, f"a multiple of {factor}")
     window = _window(backend, views)
+    if views.window is not None and views.window > max(size):
+        raise RequestError("Views.window", views.window, f"at most the longer side of the image, {max(size)}")
     if views.stride is not None and views.stride > window * factor:
         raise RequestError("Views.stride", views.stride, f"at most the window, {window * factor}")
     if views.circular and window * factor > size[1]:
