@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,7 @@ pipeline_tag: text-to-image
 # Bridle's pocket model
 
 A latent diffusion model of simple coloured shapes, {size} pixels square, trained from scratch by `examples/pocket/train.py`
-of Bridle. It is small enough to ship in a package and real enough that every
-control visibly works, and since its world is exact, a program can judge its pictures.
+of Bridle. It is small enough to ship in a package, and since its world is exact, a program can judge its pictures.
 
 It loads in Bridle (`bridle.load()`) and in plain diffusers:
 
@@ -43,9 +42,15 @@ float16 safetensors, {mib:.1f} MiB with everything.
 ## Data
 
 Drawn by `examples/pocket/world.py`, nothing else: no photographs, no pictures of other people's, no pretrained weights. One
-to four objects out of {shapes} in {colours}, small, ordinary or large, some outlined, on {backgrounds} backgrounds that are
-{textures}, with soft shading and shadows. Captions come from `examples/pocket/captions.py`: {words} words in several
-phrasings, with counts ("three red circles"), relations ("left of", "right of", "above", "below"), places and backgrounds.
+to four objects with soft shading and shadow, some of them outlined, small, ordinary or large:
+
+- shapes: {shapes}
+- colours: {colours}
+- backgrounds: {backgrounds}
+- textures: {textures}
+
+Captions come from `examples/pocket/captions.py`: {words} words in several phrasings, with counts ("three red circles"),
+relations ("left of", "right of", "above", "below"), places and backgrounds.
 
 ## Training
 
@@ -57,9 +62,8 @@ dropped for guidance; the published weights are moving averages. The controls ar
 ## Scores
 
 {prompts} held-out scenes, {steps} steps, guidance {guidance:g}, {scheduler}, {dtype}; judged by
-`benchmarks/control/ruler.py`, 0 to 1.
-"rendered" is the ground truth itself and "shuffled" another scene's: the best and the worst that a row can be. "autoencoder"
-is the rendered picture encoded and decoded again: what the autoencoder leaves possible.
+`benchmarks/control/ruler.py`, 0 to 1. "rendered" is the ground truth itself and "shuffled" another scene's: the best and
+the worst that a row can be. "autoencoder" is the rendered picture encoded and decoded again.
 
 {scores}
 
@@ -76,7 +80,7 @@ work worse. The scores are the honest measure.
 Apache-2.0, as Bridle itself.
 """
 
-HEADLINES = ("objects", "counting", "relation", "edge F1", "mask IoU", "sketch F1")
+HEADLINES = ("objects", "counting", "relation", "placement IoU", "edge F1", "mask IoU", "sketch F1")
 NETWORKS = {
     "unet": "UNet2DConditionModel",
     "text_encoder": "CLIPTextModel",
@@ -87,8 +91,8 @@ NETWORKS = {
 }
 
 
-def write_card(folder: Path, scores: Mapping[str, Any], log: Path, total: int) -> None:
-    """README.md of a model folder. scores: the ruler's report. log: of the training run. total: bytes of the folder."""
+def write_card(folder: Path, scores: Mapping[str, Any], logs: Sequence[Path], total: int) -> None:
+    """README.md of a folder. scores: the ruler's report. logs: of the runs in order. total: bytes of the folder."""
     text = TEMPLATE.format(
         size=SIZE,
         parts="\n".join(f"| `{name}` | {what} | {_parameters(folder / name):.2f} |" for name, what in NETWORKS.items()),
@@ -98,7 +102,7 @@ def write_card(folder: Path, scores: Mapping[str, Any], log: Path, total: int) -
         backgrounds=_listed(BACKGROUNDS),
         textures=_listed(TEXTURES),
         words=len(vocabulary()),
-        training=_training(log),
+        training=_training(logs),
         prompts=scores["prompts"],
         steps=scores["steps"],
         guidance=scores["guidance_scale"],
@@ -121,17 +125,15 @@ def _parameters(folder: Path) -> float:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2e6
 
 
-def _training(log: Path) -> str:
-    """A table of stages from the log of a run: steps and minutes of each."""
-    last = {}
-    for line in log.read_text().splitlines():
-        entry = json.loads(line)
-        last[entry["stage"]] = entry
-    lines = [
-        f"| {name} | {entry['step']} | {entry['seconds'] / 60:.0f} | {entry['loss']:.4f} |"
-        for name, entry in last.items()
-    ]
-    return "\n".join(["| stage | steps | minutes | last loss |", "|---|---|---|---|", *lines])
+def _training(logs: Sequence[Path]) -> str:
+    """A table of the stages of every run."""
+    lines = ["| run | stage | steps | minutes | last loss |", "|---|---|---|---|---|"]
+    for run, log in enumerate(logs, 1):
+        entries = [json.loads(line) for line in log.read_text().splitlines()]
+        for entry in {entry["stage"]: entry for entry in entries}.values():
+            minutes = entry["seconds"] / 60
+            lines.append(f"| {run} | {entry['stage']} | {entry['step']} | {minutes:.0f} | {entry['loss']:.4f} |")
+    return "\n".join(lines)
 
 
 def _table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:

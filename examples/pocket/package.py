@@ -29,7 +29,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("exported", type=Path, help="the pipeline that train.py has exported")
     parser.add_argument("--scores", type=Path, required=True, help="the ruler's JSON file for these weights")
-    parser.add_argument("--log", type=Path, help="of the training run; default: log.jsonl beside the exported pipeline")
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        nargs="+",
+        help="of the training runs in order; default: log.jsonl beside the exported pipeline",
+    )
     parser.add_argument("--to", type=Path, default=PACKAGED, help="default: the folder of the package's model")
     return parser.parse_args()
 
@@ -48,16 +53,18 @@ def copy_model(exported: Path, target: Path) -> None:
         raise ValueError(f"{exported} lacks {', '.join(missing)}")
     shutil.rmtree(target, ignore_errors=True)
     for part in PARTS:
-        shutil.copytree(exported / part, target / part)
-    shutil.copy(exported / "model_index.json", target)
+        shutil.copytree(exported / part, target / part, copy_function=shutil.copyfile)
+    shutil.copyfile(exported / "model_index.json", target / "model_index.json")
     for config in target.glob("*/config.json"):
-        _forget_origin(config)
+        _tidy(config)
 
 
-def _forget_origin(config: Path) -> None:
-    """Configurations name the folder that the network was loaded from; it means nothing elsewhere."""
+def _tidy(config: Path) -> None:
+    """Leave out the folder that a network came from; let transformers load float32, as diffusers does when not asked."""
     fields = json.loads(config.read_text())
     fields.pop("_name_or_path", None)
+    if "dtype" in fields:
+        fields["dtype"] = "float32"
     config.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
 
 
@@ -72,8 +79,8 @@ def main() -> None:
     scores = json.loads(arguments.scores.read_text())
     check_scores(arguments.exported, scores)
     copy_model(arguments.exported, arguments.to)
-    log = arguments.log or arguments.exported.parent / "log.jsonl"
-    write_card(arguments.to, scores, log, size(arguments.to))
+    logs = arguments.logs or [arguments.exported.parent / "log.jsonl"]
+    write_card(arguments.to, scores, logs, size(arguments.to))
     total = size(arguments.to)
     if total > LARGEST:
         raise ValueError(f"{total / 2**20:.1f} MiB, more than {LARGEST / 2**20:.0f}")
