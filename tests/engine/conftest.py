@@ -1,5 +1,6 @@
 """Tiny model folders and engines that the tests of this folder share."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,27 @@ def engine(folder: Path) -> bridle.Engine:
 def xl_engine(xl_folder: Path) -> bridle.Engine:
     """The SDXL engine."""
     return bridle.load(xl_folder)
+
+
+@pytest.fixture(scope="session")
+def map_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SD 1.x with every control, and an autoencoder that takes tiles of 32 pixels."""
+    path = tmp_path_factory.mktemp("maps") / "model"
+    write_new_model("tiny", path, seed=3, controlnet=True, t2i=True, ip_adapter="base")
+    config = path / "vae/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 32}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def map_engine(map_folder: Path) -> bridle.Engine:
+    """The SD 1.x engine with every control."""
+    return bridle.load(map_folder)
+
+
+@pytest.fixture(scope="session")
+def xl_map_engine(tmp_path_factory: pytest.TempPathFactory) -> bridle.Engine:
+    """An SDXL engine with every control; its IP-Adapter is of the other kind."""
+    path = tmp_path_factory.mktemp("xl-maps") / "model"
+    write_new_model("tiny-xl", path, seed=4, controlnet=True, t2i=True, ip_adapter="plus")
+    return bridle.load(path)

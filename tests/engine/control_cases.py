@@ -1,0 +1,91 @@
+"""One request per control, small and quick, and which of them cannot be combined."""
+
+from typing import Any
+
+import numpy as np
+from runs import half_mask, picture
+
+import bridle
+
+PROMPT = "a red circle left of a blue square"
+SOURCE = "a red square left of a blue circle"
+WIDTH, HEIGHT, STEPS = 64, 48, 3
+
+Changes = dict[str, Any]
+
+REGIONS = [
+    bridle.Region("a green star", (0.0, 0.0, 0.5, 1.0)),
+    bridle.Region("a ring", (0.25, 0.0, 1.0, 0.5), weight=2.0, negative_prompt="a moon"),
+]
+
+CONTROLS: dict[str, Changes] = {
+    "ControlNet": {"controls": [bridle.ControlNet("controlnet", picture(1))]},
+    "T2IAdapter": {"controls": [bridle.T2IAdapter("t2i-adapter", picture(2))]},
+    "ImagePrompt": {"controls": [bridle.ImagePrompt("ip-adapter", picture(3))]},
+    "image-to-image": {"image": picture(4), "strength": 0.7},
+    "inpainting": {"image": picture(4), "mask_image": half_mask(64)},
+    "CaptureMaps": {"attention": [bridle.CaptureMaps(["circle", "blue square"])]},
+    "Reweight": {"attention": [bridle.Reweight("circle", 4.0)]},
+    "InjectMap bias": {"attention": [bridle.InjectMap("circle", box=(0.0, 0.0, 0.5, 1.0))]},
+    "InjectMap mass": {
+        "attention": [bridle.InjectMap("square", np.eye(8, dtype=np.float32), mode="mass", strength=0.8)]
+    },
+    "PromptEdit": {"attention": [bridle.PromptEdit(SOURCE)]},
+    "attention regions": {"regions": REGIONS, "region_mode": "attention"},
+    "latent regions": {"regions": REGIONS, "region_mode": "latent", "bootstrapping_steps": 1},
+    "Views": {"views": bridle.Views(48, 16)},
+    "vae_tiling": {"vae_tiling": True},
+    "guidance_scale=1": {"guidance_scale": 1.0},
+}
+"""What switches each control on."""
+
+REFUSED: dict[tuple[str, str], str] = {
+    ("CaptureMaps", "latent regions"): 'region_mode="latent"',
+    ("CaptureMaps", "Views"): "views",
+    ("PromptEdit", "latent regions"): 'region_mode="latent"',
+    ("PromptEdit", "Views"): "views",
+}
+"""Pairs that cannot be combined, and the name by which the error calls the second."""
+
+ONE_FIELD = [("attention regions", "latent regions")]
+"""Pairs that no request can ask for: both are values of `region_mode`."""
+
+ADDS_NOTHING = {("Views", "vae_tiling"): "Views"}
+"""Pairs that are what one of them is alone: several views are decoded in tiles anyway."""
+
+
+def asked(*changes: Changes) -> bridle.Request:
+    """The request of all cases with changes; lists of several changes are joined."""
+    fields: Changes = {
+        "prompt": PROMPT,
+        "negative_prompt": "dull",
+        "seed": 5,
+        "width": WIDTH,
+        "height": HEIGHT,
+        "num_inference_steps": STEPS,
+        "guidance_scale": 5.0,
+        "output_type": "np",
+    }
+    for change in changes:
+        for name, value in change.items():
+            joined = isinstance(value, list) and name != "regions"
+            fields[name] = [*fields.get(name, ()), *value] if joined else value
+    return bridle.Request(**fields)
+
+
+def run(engine: bridle.Engine, *changes: Changes) -> bridle.Result:
+    """The result of `asked`."""
+    result = engine.sample(asked(*changes))
+    assert isinstance(result, bridle.Result)
+    return result
+
+
+def identical(one: bridle.Result, other: bridle.Result) -> bool:
+    """Whether two results are the same image to the bit. output_type "np" alone."""
+    return bool((one.latents == other.latents).all()) and bool((one.images == other.images).all())
+
+
+def distance(one: bridle.Result, other: bridle.Result) -> float:
+    """How far two images are apart: the larger of the relative distances of latents and pixels."""
+    pairs = ((one.latents.numpy(), other.latents.numpy()), (one.images, other.images))
+    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
