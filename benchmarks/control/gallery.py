@@ -132,6 +132,7 @@ def main() -> None:
     """All pictures, and the sheet of the README from the first exhibit of each control."""
     arguments = parse_arguments()
     engine = bridle.load(arguments.model)
+    save(Image.fromarray(EXHIBITS["canny"][0].hint("canny")), arguments.out / "edges.png")
     titles = ["control image", *(["with control"] * len(SEEDS)), *(["prompt alone"] * len(SEEDS))]
     overview: list[list[ByteImage]] = []
     for control, exhibits in EXHIBITS.items():
