@@ -56,7 +56,9 @@ def lower(
 def carry_injected_maps(rows: Sequence[RowPlan]) -> None:
     """Lets maps that are injected into a row act on the source's map too, in the columns that it takes.
 
-    A biased or shifted column stays so when it is mapped: both act on the row's map as if it were its own.
+    A biased or shifted column stays so when it is mapped: both act on the row's map as if it were its own. Where several tokens
+    were replaced by fewer, the official alignment lets the tokens behind them take some of the same columns, and with them the
+    injected map.
     """
     for row in rows:
         if row.mix is not None:
