@@ -68,7 +68,7 @@ def asked(*changes: Changes) -> bridle.Request:
     }
     for change in changes:
         for name, value in change.items():
-            joined = isinstance(value, list) and name != "regions"
+            joined = name in ("controls", "attention")
             fields[name] = [*fields.get(name, ()), *value] if joined else value
     return bridle.Request(**fields)
 
