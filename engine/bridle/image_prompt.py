@@ -37,8 +37,8 @@ class ImagePrompt:
     def __post_init__(self) -> None:
         check.model_path("ImagePrompt.model", self.model)
         pictures = self.image if isinstance(self.image, (list, tuple)) else [self.image]
-        if not 1 <= len(pictures) <= MAX_PICTURES:
-            raise RequestError("ImagePrompt.image", f"{len(pictures)} pictures", f"1 to {MAX_PICTURES}")
+        if not check.items("ImagePrompt.image", pictures, MAX_PICTURES):
+            raise RequestError("ImagePrompt.image", "no pictures", f"1 to {MAX_PICTURES}")
         _put(self, "image", tuple(read_picture(f"ImagePrompt.image[{i}]", p) for i, p in enumerate(pictures)))
         if isinstance(self.scale, Mapping):
             _put(self, "scale", _block_scales("ImagePrompt.scale", self.scale))

@@ -107,18 +107,18 @@ def prepare(backend: ReferenceBackend, request: Request, find_control: FindContr
 def _windows(
     backend: ReferenceBackend, request: Request, size: tuple[int, int], latent_size: tuple[int, int]
 ) -> tuple[Window | None, ...]:
-    found: tuple[Window | None, ...] = (None,)
     latent = bool(request.regions) and request.region_mode == "latent"
+    count = 1
     if request.views is not None:
         views.check(backend, request.views, size)
-        found = views.windows(backend, request.views, latent_size)
-    elif latent:
-        found = (Window(0, 0, *latent_size),)
+        count = views.count(backend, request.views, latent_size)
     prompts = 1 + (len(request.regions) if latent else 0)
-    if request.num_images * len(found) * prompts * 2 > MAX_ROWS:
-        got = f"{request.num_images} images x {len(found)} views x {prompts} prompts"
+    if request.num_images * count * prompts * 2 > MAX_ROWS:
+        got = f"{request.num_images} images x {count} views x {prompts} prompts"
         raise LimitError("views" if request.views else "regions", got, f"at most {MAX_ROWS // 2} together")
-    return found
+    if request.views is not None:
+        return views.windows(backend, request.views, latent_size)
+    return (Window(0, 0, *latent_size),) if latent else (None,)
 
 
 def _aligned_tokens(backend: ReferenceBackend, request: Request) -> tuple[PromptTokens, PromptTokens | None]:

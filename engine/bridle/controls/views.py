@@ -28,19 +28,33 @@ def check(backend: ReferenceBackend, views: Views, size: tuple[int, int]) -> Non
         raise RequestError("Views.circular", True, f"a width of at least the window, {window * factor}")
 
 
+def count(backend: ReferenceBackend, views: Views, latent_size: tuple[int, int]) -> int:
+    """The number of `windows`."""
+    tops, lefts, _ = _corners(backend, views, latent_size)
+    return len(tops) * len(lefts)
+
+
 def windows(backend: ReferenceBackend, views: Views, latent_size: tuple[int, int]) -> tuple[Window, ...]:
     """The windows of a canvas (h, w) in latent cells, row by row. A side shorter than the window is one window long.
 
     Official: `get_views` of omerbt/MultiDiffusion; the last window is moved back to the edge where the stride does not
     divide the rest, so that nothing is left out. Circular ones begin at every stride and wrap around the right edge.
     """
+    tops, lefts, (height, width) = _corners(backend, views, latent_size)
+    return tuple(Window(top, left, height, width) for top in tops for left in lefts)
+
+
+def _corners(
+    backend: ReferenceBackend, views: Views, latent_size: tuple[int, int]
+) -> tuple[Sequence[int], Sequence[int], tuple[int, int]]:
+    """Tops, lefts and (height, width) of the windows."""
     side = _window(backend, views)
     stride = side // 8 if views.stride is None else views.stride // backend.model.vae.config.scale
     stride = max(1, stride)
     height, width = min(side, latent_size[0]), min(side, latent_size[1])
     tops = _starts(latent_size[0], height, stride)
     lefts = range(0, latent_size[1], stride) if views.circular else _starts(latent_size[1], width, stride)
-    return tuple(Window(top, left, height, width) for top in tops for left in lefts)
+    return tops, lefts, (height, width)
 
 
 def split(rows: Sequence[RowPlan], found: Sequence[Window], latent_size: tuple[int, int]) -> list[RowPlan]:
