@@ -65,20 +65,25 @@ def level_of(name: str, levels: int) -> int:
 def with_processors(pipeline: DiffusionPipeline, make: Callable[[str], MapProcessor]) -> list[MapProcessor]:
     """Gives every attention of the U-Net a processor, and returns those of the cross-attentions."""
     processors = {name: make(name) for name in pipeline.unet.attn_processors}
-    pipeline.unet.set_attn_processor(processors)
+    pipeline.unet.set_attn_processor(dict(processors))  # which empties the one it gets
     return [processor for processor in processors.values() if processor.is_cross]
 
 
-def word_columns(pipeline: DiffusionPipeline, prompt: str, *words: str) -> list[int]:
-    """Columns of whole words between spaces, by the lengths of the tokenizer's pieces."""
+def word_spans(pipeline: DiffusionPipeline, prompt: str) -> list[tuple[str, list[int]]]:
+    """Words between spaces with their columns, by the lengths of the tokenizer's pieces."""
     tokenizer: Any = pipeline.tokenizer
-    columns, place = [], 1
+    spans, place = [], 1
     for word in prompt.split():
         count = len(tokenizer(word, add_special_tokens=False).input_ids)
-        columns += list(range(place, place + count)) if word in words else []
+        spans.append((word, list(range(place, place + count))))
         place += count
     assert place == 1 + len(tokenizer(prompt, add_special_tokens=False).input_ids)
-    return columns
+    return spans
+
+
+def word_columns(pipeline: DiffusionPipeline, prompt: str, *words: str) -> list[int]:
+    """Columns of every occurrence of the words."""
+    return [column for word, columns in word_spans(pipeline, prompt) if word in words for column in columns]
 
 
 def cell_means(pixels: Tensor, side: int) -> Tensor:
