@@ -3,9 +3,10 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 Window = tuple[int, int, int, int]
@@ -24,7 +25,7 @@ class NaivePrompt:
 
 
 def naive_latents(
-    pipeline: StableDiffusionPipeline,
+    pipeline: DiffusionPipeline,
     prompts: Sequence[NaivePrompt],
     windows: Sequence[Window],
     *,
@@ -34,9 +35,10 @@ def naive_latents(
 ) -> Tensor:
     """[1, 4, h, w]. prompts: that of the background first. Draws from one generator in the official order."""
     generator = torch.Generator().manual_seed(seed)
-    texts = [pipeline.encode_prompt(p.prompt, "cpu", 1, True, p.negative) for p in prompts]
     masks = torch.stack([p.mask for p in prompts])[:, None]
     weights = torch.tensor([p.weight for p in prompts])[:, None, None, None] * masks
+    guidance = torch.tensor([max(p.guidance, 1.0) for p in prompts])[:, None, None, None]
+    texts = _texts(pipeline, prompts, (8 * masks.shape[-2], 8 * masks.shape[-1]))
     pipeline.scheduler.set_timesteps(steps)
     schedulers = [copy.deepcopy(pipeline.scheduler) for _ in windows]
     top, bottom, left, right = windows[0]
@@ -52,7 +54,7 @@ def naive_latents(
                 picks = torch.randint(0, bootstrapping, (len(prompts) - 1,), generator=generator)
                 noised = pipeline.scheduler.add_noise(backgrounds[picks], noise[here], time[None])
                 seen[1:] = torch.where(masks[here][1:] > 0, seen[1:], noised)
-            output = _predict(pipeline, scheduler.scale_model_input(seen, time), time, texts, prompts)
+            output = _predict(pipeline, scheduler.scale_model_input(seen, time), time, texts, guidance)
             after = scheduler.step(output, time, seen).prev_sample
             value[here] += (weights[here] * after).sum(0, keepdim=True)
             count[here] += weights[here].sum(0, keepdim=True)
@@ -60,9 +62,7 @@ def naive_latents(
     return latents
 
 
-def _backgrounds(
-    pipeline: StableDiffusionPipeline, count: int, size: tuple[int, int], generator: torch.Generator
-) -> Tensor:
+def _backgrounds(pipeline: DiffusionPipeline, count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
     """[n, 4, h, w]: latents of flat colours."""
     colours = torch.rand((count, 3), generator=generator)
     found = [torch.zeros(0, 4, *size)]
@@ -73,16 +73,23 @@ def _backgrounds(
     return torch.cat(found)
 
 
+def _texts(pipeline: DiffusionPipeline, prompts: Sequence[NaivePrompt], size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments of the U-Net for the negative prompts and then the prompts. size: (height, width) of the canvas."""
+    arguments = {"device": "cpu", "num_images_per_prompt": 1, "do_classifier_free_guidance": True}
+    encoded = [pipeline.encode_prompt(prompt=p.prompt, negative_prompt=p.negative, **arguments) for p in prompts]
+    positive, negative, *pooled = (torch.cat(parts) for parts in zip(*encoded, strict=True))
+    if not pooled:
+        return {"encoder_hidden_states": torch.cat([negative, positive])}
+    times = torch.tensor([[*size, 0, 0, *size]]).repeat(2 * len(prompts), 1)
+    return {
+        "encoder_hidden_states": torch.cat([negative, positive]),
+        "added_cond_kwargs": {"text_embeds": torch.cat(pooled[::-1]), "time_ids": times},
+    }
+
+
 def _predict(
-    pipeline: StableDiffusionPipeline,
-    samples: Tensor,
-    time: Tensor,
-    texts: Sequence[tuple[Tensor, Tensor]],
-    prompts: Sequence[NaivePrompt],
+    pipeline: DiffusionPipeline, samples: Tensor, time: Tensor, texts: dict[str, Any], guidance: Tensor
 ) -> Tensor:
     """The guided output of every prompt."""
-    positive, negative = (torch.cat(parts) for parts in zip(*texts, strict=True))
-    outputs = pipeline.unet(torch.cat([samples, samples]), time, torch.cat([negative, positive])).sample
-    without, with_text = outputs.chunk(2)
-    guidance = torch.tensor([max(prompt.guidance, 1.0) for prompt in prompts])[:, None, None, None]
+    without, with_text = pipeline.unet(torch.cat([samples, samples]), time, **texts).sample.chunk(2)
     return without + guidance * (with_text - without)

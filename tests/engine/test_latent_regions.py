@@ -7,7 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+)
 from naive_regions import NaivePrompt, Window, naive_latents
 from runs import GUIDANCE, NEGATIVE, PROMPT, SEED, latents, rel_l2
 from torch import Tensor
@@ -106,18 +111,31 @@ def test_one_schedule_for_all(pipeline: StableDiffusionPipeline, engine: bridle.
     assert rel_l2(got, theirs) <= TOLERANCE
 
 
+def test_prompts_of_xl(xl_folder: Path, xl_engine: bridle.Engine) -> None:
+    """Every prompt has its own pooled text; the sizes are the canvas's."""
+    theirs = naive_latents(
+        DiffusionPipeline.from_pretrained(xl_folder), naive_prompts(), PARTS, steps=8, bootstrapping=3, seed=SEED
+    )
+    got = ours(xl_engine, views=bridle.Views(WINDOW, STRIDE), bootstrapping_steps=3, num_inference_steps=8)
+    assert rel_l2(got, theirs) <= TOLERANCE
+
+
 def test_two_regions_of_one_prompt(pipeline: StableDiffusionPipeline, engine: bridle.Engine) -> None:
-    """They are told apart by their masks and negative prompts."""
-    masks = [box_pixels(0.0, 0.0, 0.3, 1.0), box_pixels(0.3, 0.0, 1.0, 1.0)]
-    regions = [bridle.Region("a hat", mask=masks[0]), bridle.Region("a hat", mask=masks[1], negative_prompt="dull")]
+    """They are told apart by their masks, negative prompts and guidance; the rest has none."""
+    masks = [box_pixels(0.0, 0.0, 0.3, 1.0), box_pixels(0.3, 0.0, 0.8, 1.0)]
+    regions = [
+        bridle.Region("a hat", mask=masks[0], guidance_scale=4.0),
+        bridle.Region("a hat", mask=masks[1], negative_prompt="dull", guidance_scale=3.0),
+    ]
     prompts = [
-        NaivePrompt(PROMPT, NEGATIVE, torch.zeros(8, 20)),
-        NaivePrompt("a hat", NEGATIVE, cells(masks[0])),
-        NaivePrompt("a hat", "dull", cells(masks[1])),
+        NaivePrompt(PROMPT, NEGATIVE, cells(box_pixels(0.8, 0.0, 1.0, 1.0)), guidance=1.0),
+        NaivePrompt("a hat", NEGATIVE, cells(masks[0]), guidance=4.0),
+        NaivePrompt("a hat", "dull", cells(masks[1]), guidance=3.0),
     ]
     theirs = naive_latents(pipeline, prompts, WHOLE, steps=5, bootstrapping=2, seed=SEED)
-    got = ours(engine, regions, bootstrapping_steps=2, num_inference_steps=5)
+    got = ours(engine, regions, bootstrapping_steps=2, num_inference_steps=5, guidance_scale=1.0)
     assert rel_l2(got, theirs) <= TOLERANCE
+    assert rel_l2(ours(engine, regions, bootstrapping_steps=2, num_inference_steps=5), theirs) > 1e-2
 
 
 def rows_of_a_step(engine: bridle.Engine, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> int:
