@@ -1,6 +1,6 @@
 """Attention regions against a processor that attends to every prompt and adds the outputs, at a size with odd levels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPanoramaPipeline
 from diffusers.models.attention_processor import Attention
 from map_processors import PROMPT, MapProcessor, cell_means, heads, level_of, with_processors
 from runs import NEGATIVE, diffusers_latents, latents, rel_l2
@@ -33,6 +33,7 @@ def ramp() -> np.ndarray:
     return np.tile(np.linspace(0.0, 1.0, WIDTH, dtype=np.float32), (HEIGHT, 1))
 
 
+WINDOW, STRIDE = 104, 40
 BOX = (0.3, 0.2, 0.71, 1.0)
 REGIONS = [
     bridle.Region("a green star", BOX, weight=2.0, negative_prompt="dull"),
@@ -50,19 +51,29 @@ def shares(ratio: float = RATIO) -> list[Tensor]:
     return [1.0 - covered, *parts]
 
 
-class RegionProcessor(MapProcessor):
-    """The output of the text and of every region, each with its share. contexts: per region [2, L, D]."""
+Cut = Callable[[Tensor], Tensor]
+"""The part [H', W'] of a map [H, W] that a view sees."""
 
-    def __init__(self, name: str, levels: int, contexts: Sequence[Tensor], ratio: float) -> None:
+
+class RegionProcessor(MapProcessor):
+    """The output of the text and of every region, each with its share. contexts: per region [2, L, D].
+
+    views: what the calls of one step see, one after another.
+    """
+
+    def __init__(
+        self, name: str, levels: int, contexts: Sequence[Tensor], ratio: float, views: Sequence[Cut] = (lambda m: m,)
+    ) -> None:
         super().__init__(name)
-        self.contexts = contexts
-        self.shares = [cell_means(share, 8 * 2 ** level_of(name, levels)) for share in shares(ratio)]
+        self.contexts, side = contexts, 8 * 2 ** level_of(name, levels)
+        self.views = [[cell_means(cut(share), side) for share in shares(ratio)] for cut in views]
 
     def add(self, attn: Attention, q: Tensor, out: Tensor) -> Tensor:
         if not self.is_cross:
             return out
-        total = self.shares[0][:, None] * out
-        for context, share in zip(self.contexts, self.shares[1:], strict=True):
+        base, *others = self.views[self.step % len(self.views)]
+        total = base[:, None] * out
+        for context, share in zip(self.contexts, others, strict=True):
             k, v = heads(attn, attn.to_k(context)), heads(attn, attn.to_v(context))
             total = total + share[:, None] * ((attn.scale * q @ k.transpose(-1, -2)).softmax(-1) @ v)
         return total
@@ -98,6 +109,27 @@ def test_regions(
     with_processors(pipeline, partial(RegionProcessor, levels=levels, contexts=contexts, ratio=ratio))
     theirs = diffusers_latents(pipeline, prompt=PROMPT, **CANVAS)
     ours = partial(latents, runner, prompt=PROMPT, base_ratio=ratio, **CANVAS)
+    assert rel_l2(ours(regions=REGIONS), theirs) <= TOLERANCE
+    assert rel_l2(ours(), theirs) > 1e-2
+
+
+def wrapped(left: int, width: int) -> Cut:
+    """Columns that go on at the left edge where the map ends."""
+    return lambda pixels: pixels[:, torch.arange(left, left + width) % pixels.shape[1]]
+
+
+def test_regions_in_circular_views(folder: Path, engine: bridle.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every view sees its own part of the regions."""
+    pipeline = StableDiffusionPanoramaPipeline.from_pretrained(folder)
+    windows = partial(pipeline.get_views, window_size=WINDOW // 8, stride=STRIDE // 8)
+    monkeypatch.setattr(pipeline, "get_views", windows)
+    with torch.no_grad():
+        contexts = [encoded(pipeline, "dull", "a green star"), encoded(pipeline, NEGATIVE, "a hat")]
+    parts = [wrapped(left, WINDOW) for left in range(0, WIDTH, STRIDE)]
+    with_processors(pipeline, partial(RegionProcessor, levels=4, contexts=contexts, ratio=RATIO, views=parts))
+    theirs = diffusers_latents(pipeline, prompt=PROMPT, circular_padding=True, num_inference_steps=10, **CANVAS)
+    views = bridle.Views(WINDOW, STRIDE, circular=True)
+    ours = partial(latents, engine, prompt=PROMPT, base_ratio=RATIO, views=views, num_inference_steps=10, **CANVAS)
     assert rel_l2(ours(regions=REGIONS), theirs) <= TOLERANCE
     assert rel_l2(ours(), theirs) > 1e-2
 

@@ -225,3 +225,19 @@ def test_local_blend(pair: Pair) -> None:
     assert 0.05 < blend.inside < 0.95
     check(ours(pair.engine, REPLACED, bridle.PromptEdit(PROMPT, cross=0.5, local_blend=local)), wanted)
     assert rel_l2(ours(pair.engine, REPLACED, bridle.PromptEdit(PROMPT, cross=0.5)).latents, wanted[1:]) > 1e-2
+
+
+@pytest.mark.parametrize("scheduler", [None, "euler a"])
+def test_the_source_is_the_image_of_its_prompt(pair: Pair, scheduler: str | None) -> None:
+    """Both have the same noise: an edit that changes nothing is the source again."""
+    changes = {"scheduler": scheduler, "num_inference_steps": 5, "num_images": 2, "seed": [3, 8], **CANVAS}
+    edit = bridle.PromptEdit(PROMPT, cross=0.9, local_blend=bridle.LocalBlend("star", "circle", threshold=0.5))
+    edited, plain, same = (
+        pair.engine.sample(request(prompt=prompt, attention=attention, **changes))
+        for prompt, attention in ((REPLACED, [edit]), (PROMPT, []), (PROMPT, [bridle.PromptEdit(PROMPT)]))
+    )
+    for result in (edited, plain, same):
+        assert isinstance(result, bridle.Result)
+    assert torch.equal(edited.source_latents, plain.latents)
+    assert rel_l2(edited.latents, plain.latents) > 1e-2
+    assert rel_l2(same.latents, plain.latents) <= TOLERANCE
