@@ -145,10 +145,10 @@ class CrossAttention:
         total = torch.zeros((len(self._plans), self._length, self._length))
         for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True)):
             if plan.mix is not None and mixes[row]:
+                height, width = plan.mix.mapper.shape
                 taken = plan.mix.source[step]
                 if plan.factors is not None:
-                    taken = taken * plan.factors[step]
-                height, width = plan.mix.mapper.shape
+                    taken = taken * plan.factors[step, :width]
                 total[row, :height, :width] = plan.mix.mapper * torch.from_numpy(taken)
         return total.to(self._device)
 

@@ -102,6 +102,32 @@ def test_edits_of_all_maps_ignore_the_prompt_in_their_steps(map_engine: bridle.E
     assert min(distance(every, some), distance(every, word), distance(some, word)) > 1e-3
 
 
+def test_a_longer_second_prompt_is_edited_too(xl_map_engine: bridle.Engine) -> None:
+    """SDXL's context is as long as the longer of two prompts; words are those of the first."""
+    longer = {"prompt_2": "blue " * 40}
+    maps = ("PromptEdit", "CaptureMaps", "Reweight", "InjectMap bias", "InjectMap mass")
+    every = run(xl_map_engine, longer, *(CONTROLS[name] for name in maps))
+    for name in maps:
+        without = run(xl_map_engine, longer, *(CONTROLS[other] for other in maps if other != name))
+        assert identical(without, every) if name == "CaptureMaps" else distance(without, every) > 1e-4, name
+    assert distance(run(xl_map_engine, *(CONTROLS[name] for name in maps)), every) > 1e-3
+
+
+def test_a_region_is_guided_where_the_request_is_not(map_engine: bridle.Engine, xl_map_engine: bridle.Engine) -> None:
+    """By the request's negative prompt, which nothing else reads then; SDXL has zeros where there is none."""
+    regions = [bridle.Region("a star", BOX, guidance_scale=4.0), bridle.Region("a ring", mask=half_mask(64))]
+    common = {"regions": regions, "region_mode": "latent", "guidance_scale": 1.0}
+    for engine in (map_engine, xl_map_engine):
+        dull, none, unguided = engine.sample(
+            [
+                asked(common),
+                asked(common, {"negative_prompt": None}),
+                asked(common, {"regions": [bridle.Region("a star", BOX), regions[1]]}),
+            ]
+        )
+        assert min(distance(dull, none), distance(dull, unguided), distance(none, unguided)) > 1e-3
+
+
 def test_a_base_ratio_of_one_leaves_the_prompt_alone(map_engine: bridle.Engine, plain: bridle.Result) -> None:
     positive = [bridle.Region("a green star", BOX), bridle.Region("a ring", mask=half_mask(64))]
     results = map_engine.sample([asked({"regions": positive, "base_ratio": ratio}) for ratio in (1.0, 0.9, 0.0)])
