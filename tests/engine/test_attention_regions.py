@@ -16,7 +16,7 @@ from torch import Tensor
 
 import bridle
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 HEIGHT, WIDTH = 104, 160
 CANVAS: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
 """Levels of 13 x 20, 7 x 10, 4 x 5 and 2 x 3 cells."""

@@ -21,7 +21,7 @@ from runs import diffusers_latents, latents, picture, rel_l2
 import bridle
 from bridle.new_model import write_new_model
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 FILE = "ip-adapter/ip-adapter.safetensors"
 WIDE = {"width": 192, "height": 128}
 

@@ -20,7 +20,7 @@ from torch import Tensor
 import bridle
 from bridle.rows import Rows
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 HEIGHT, WIDTH = 64, 160
 CANVAS: dict[str, Any] = {"height": HEIGHT, "width": WIDTH}
 WINDOW, STRIDE = 64, 32

@@ -17,7 +17,7 @@ from torch import Tensor
 import bridle
 from bridle.heat_maps import normalise_each, word_maps
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 CANVAS: dict[str, Any] = {"width": 160, "height": 128}
 """The finest level has 320 positions, more than take part in the exchange of self-attention."""
 REPLACED = "a gold star left of a blue square"
