@@ -79,7 +79,9 @@ def _set_block(found: dict[str, float], layers: Sequence[str], field: str, value
         named = {f"block_{block.split('.')[1]}": block for block in blocks if "." in block}
         for name, inner in value.items():
             if name not in named:
-                known = f"one of {', '.join(named)}: blocks with cross-attention" if named else "a number: it is one block"
+                known = (
+                    f"one of {', '.join(named)}: blocks with cross-attention" if named else "a number: it is one block"
+                )
                 raise RequestError(field, name, known)
             _set_block(found, blocks[named[name]], f"{field}[{name!r}]", inner)
         return
