@@ -2,7 +2,7 @@
 
     python benchmarks/maps_and_regions.py --out benchmarks/results/maps_and_regions.json
 
-Capture on the model in the package; regions inside cross-attention on random weights of SD1.5 at 512x512. Time is that of the
+Capture on a pocket model; regions inside cross-attention on random weights of SD1.5 at 512x512. Time is that of the
 denoising loop alone.
 """
 
@@ -38,14 +38,14 @@ def measure(engine: bridle.Engine, requests: Mapping[str, bridle.Request], repea
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def captures(repeats: int) -> dict[str, float]:
-    """The package's model, with and without heat maps of two words."""
+def captures(model: str | None, repeats: int) -> dict[str, float]:
+    """A pocket model, with and without heat maps of two words."""
     fields: dict[str, Any] = {"num_inference_steps": 20, "output_type": "latent"}
     requests = {
         "plain": bridle.Request(PROMPT, **fields),
         "CaptureMaps": bridle.Request(PROMPT, attention=[bridle.CaptureMaps(["circle", "star"])], **fields),
     }
-    return measure(bridle.load(backend="reference"), requests, repeats)
+    return measure(bridle.load(model, backend="reference"), requests, repeats)
 
 
 def regions(repeats: int) -> dict[str, float]:
@@ -79,6 +79,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("maps_and_regions.json"))
+    parser.add_argument("--model", help="a pocket model's folder; default: the model in the package")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -88,7 +89,7 @@ def main() -> None:
         "backend": "reference",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "capture": summary("package model, 20 steps, 2 words", captures(arguments.repeats)),
+        "capture": summary("pocket model, 20 steps, 2 words", captures(arguments.model, arguments.repeats)),
         "regions": summary("SD1.5, 512x512, two rows, extra time for each region", regions(arguments.repeats)),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -73,9 +73,9 @@ REPAINTED = "a red circle left of a green heart on a white background"
 RESTYLED = "a yellow circle left of a purple star on a gray background"
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The command line of a gallery."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=None, help="model folder; default: the model in the package")
     parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
     return parser.parse_args()
@@ -130,7 +130,7 @@ def save(sheet: Image.Image, path: Path) -> None:
 
 def main() -> None:
     """All pictures, and the sheet of the README from the first exhibit of each control."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(__doc__)
     engine = bridle.load(arguments.model)
     save(Image.fromarray(EXHIBITS["canny"][0].hint("canny")), arguments.out / "edges.png")
     titles = ["control image", *(["with control"] * len(SEEDS)), *(["prompt alone"] * len(SEEDS))]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -13,7 +11,7 @@ import bridle
 import bridle_eval  # noqa: F401  (puts the world's folder on the path)
 from bridle.heat_maps import overlay
 from contact_sheet import grid
-from gallery import IMAGES, SEEDS, request, save
+from gallery import SEEDS, parse_arguments, request, save
 from sampling import sample_pictures
 from world import SIZE, ByteImage
 
@@ -25,14 +23,6 @@ TOP, BOTTOM = (0.25, 0.05, 0.75, 0.45), (0.25, 0.55, 0.75, 0.95)
 FACTORS = (0.0, 1.0, 2.0)
 REGIONS = (("a purple heart", "a yellow ring"), ("a pink star", "a green triangle"))
 PANORAMA = "four small stars on a blue background"
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=None, help="model folder; default: the model in the package")
-    parser.add_argument("--out", type=Path, default=IMAGES, help="folder of the pictures")
-    return parser.parse_args()
 
 
 def heat_map_lines(engine: bridle.Engine) -> list[list[ByteImage]]:
@@ -117,7 +107,7 @@ def _lines(pictures: list[ByteImage], width: int) -> list[list[ByteImage]]:
 
 def main() -> None:
     """All pictures."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(__doc__)
     engine = bridle.load(arguments.model)
     both = [PROMPT] * len(SEEDS)
     save(grid(heat_map_lines(engine), ["image", *WORDS], both), arguments.out / "heat-maps.png")

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bridle.lowering import RowPlan, SegmentPlan, TokenBias
-from bridle.map_edits import active_biases, stack_biases, stack_shifts
+from bridle.lowering import RowPlan, SegmentPlan, TokenBias, TokenShift
+from bridle.map_edits import active_biases, active_shifts, stack_biases, stack_shifts
 from bridle.rows import ContextSegment, SiteTerms
 from bridle.segment_stack import stack_context
-from bridle_kernels.attention import Capture
+from bridle_kernels.attention import Capture, MassShift
+
+Made = TypeVar("Made")
 
 
 class CrossAttention:
@@ -30,7 +34,7 @@ class CrossAttention:
         slots = range(max(len(plan.segments) for plan in plans))
         self._slots = [[_at(plan.segments, place) for plan in plans] for place in slots]
         self._others = [stack_context([None if s is None else s.kv for s in slot]) for slot in self._slots]
-        self._made: dict[Hashable, Tensor] = {}
+        self._made: dict[Hashable, Any] = {}
 
     def segments(self, steps: Sequence[int], captures: Sequence[Capture | None] | None) -> tuple[ContextSegment, ...]:
         """The segments of every row's current step. captures: of the text's map, one per site."""
@@ -46,10 +50,11 @@ class CrossAttention:
                 )
         return tuple(found)
 
-    def _once(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def _once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         if key not in self._made:
             self._made[key] = make()
-        return self._made[key]
+        made: Made = self._made[key]
+        return made
 
     def _text_segment(
         self, steps: Sequence[int], captures: Sequence[Capture | None] | None, mixes: Sequence[bool]
@@ -58,7 +63,7 @@ class CrossAttention:
             SiteTerms(
                 weight=self._text_weight(site),
                 bias=self._bias([plan.biases for plan in self._plans], steps, site),
-                mass=stack_shifts([plan.shifts for plan in self._plans], steps, site, self._device),
+                mass=self._mass([plan.shifts for plan in self._plans], steps, site),
                 capture=None if captures is None else captures[site],
             )
             for site in range(self._sites)
@@ -89,6 +94,14 @@ class CrossAttention:
             return None
         key = ("bias", *((row, id(bias), scale, id(values)) for row, bias, scale, values in active))
         return self._once(key, lambda: stack_biases(active, len(self._plans), self._length, self._device))
+
+    def _mass(self, shifts: Sequence[Sequence[TokenShift]], steps: Sequence[int], site: int) -> MassShift | None:
+        """Of all rows, or None where none has any in this step. shifts: of each row."""
+        active = active_shifts(shifts, steps, site)
+        if not active:
+            return None
+        key = ("mass", *((row, id(shift), part, id(window)) for row, shift, part, window in active))
+        return self._once(key, lambda: stack_shifts(active, len(self._plans), self._device))
 
     def _mixed_rows(self, steps: Sequence[int]) -> list[bool]:
         """Rows that read another row's map in this step."""
@@ -126,7 +139,7 @@ class CrossAttention:
             SiteTerms(
                 weight=self._text_weight(site),
                 bias=self._bias([() if mix is None else mix.biases for mix in read], steps, site),
-                mass=stack_shifts([() if mix is None else mix.shifts for mix in read], steps, site, self._device),
+                mass=self._mass([() if mix is None else mix.shifts for mix in read], steps, site),
                 capture=None if captures is None else captures[site],
             )
             for site in range(self._sites)
@@ -142,14 +155,22 @@ class CrossAttention:
 
     def _mapper(self, steps: Sequence[int], mixes: Sequence[bool]) -> Tensor:
         """[R, L, L]: columns of the source's map -> columns of the row's map."""
-        total = torch.zeros((len(self._plans), self._length, self._length))
+        taken = np.zeros((len(self._plans), self._length), np.float32)
         for row, (plan, step) in enumerate(zip(self._plans, steps, strict=True)):
             if plan.mix is not None and mixes[row]:
-                height, width = plan.mix.mapper.shape
-                taken = plan.mix.source[step]
+                width = plan.mix.mapper.shape[1]
+                taken[row, :width] = plan.mix.source[step]
                 if plan.factors is not None:
-                    taken = taken * plan.factors[step, :width]
-                total[row, :height, :width] = plan.mix.mapper * torch.from_numpy(taken)
+                    taken[row, :width] *= plan.factors[step, :width]
+        return self._once(("mapper", taken.tobytes()), lambda: self._make_mapper(taken))
+
+    def _make_mapper(self, taken: NDArray[np.float32]) -> Tensor:
+        """taken: [R, L], the factor of each column."""
+        total = torch.zeros((len(self._plans), self._length, self._length))
+        for row, plan in enumerate(self._plans):
+            if plan.mix is not None:
+                height, width = plan.mix.mapper.shape
+                total[row, :height, :width] = plan.mix.mapper * torch.from_numpy(taken[row, :width])
         return total.to(self._device)
 
 

@@ -45,12 +45,8 @@ def word_maps(captured: Sequence[Tensor], tokens: Sequence[Sequence[int]], size:
 
 def normalise_each(maps: Tensor) -> Tensor:
     """[B, W, H, W'] in [0, 1]: every map divided by its own maximum, for where each word looks; zero stays zero."""
-    return _divided(maps, maps.amax((-2, -1), keepdim=True))
-
-
-def normalise_jointly(maps: Tensor) -> Tensor:
-    """[B, W, H, W'] in [0, 1]: the maps of an image divided by their common maximum, for which word gets more."""
-    return _divided(maps, maps.amax((-3, -2, -1), keepdim=True))
+    largest = maps.amax((-2, -1), keepdim=True)
+    return maps / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def overlay(image: Image.Image, heat: NDArray[np.float32]) -> Image.Image:
@@ -77,10 +73,6 @@ def sheet(image: Image.Image, maps: Mapping[str, NDArray[np.float32]]) -> Image.
         middle = (left + image.width / 2, top + image.height + text_size)
         draw.text(middle, _fitted(draw, font, word, image.width), fill="black", font=font, anchor="mm")
     return page
-
-
-def _divided(maps: Tensor, largest: Tensor) -> Tensor:
-    return maps / torch.where(largest > 0, largest, torch.ones_like(largest))
 
 
 def _colours(heat: NDArray[np.float32]) -> NDArray[np.uint8]:

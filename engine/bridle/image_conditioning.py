@@ -17,6 +17,8 @@ from bridle.track import KnownRegion
 
 INPAINTING_CHANNELS = 9
 DEPTH_CHANNELS = 5
+Moments = tuple[Tensor, Tensor | None]
+"""Mean and log-variance of the encoder's distribution, [1, 4, h, w] each; no variance for AutoencoderTiny."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +29,8 @@ class EncodedImages:
     depth: [1, 1, h, w] in [-1, 1].
     """
 
-    image: tuple[Tensor, Tensor | None] | None = None
-    masked: tuple[Tensor, Tensor | None] | None = None
+    image: Moments | None = None
+    masked: Moments | None = None
     mask: Tensor | None = None
     depth: Tensor | None = None
 
@@ -65,13 +67,13 @@ def encode_images(backend: ReferenceBackend, request: Request, size: tuple[int, 
         return EncodedImages(depth=depth)
     image = torch.tensor(fit(as_picture(request.image), *size, "stretch")).permute(2, 0, 1)[None] * 2.0 - 1.0
     if request.mask_image is None:
-        return EncodedImages(image=_moments(backend, image, request), depth=depth)
+        return EncodedImages(image=encode_moments(backend, image, request.vae_tiling), depth=depth)
     pixel_mask = torch.tensor(fit_mask(as_mask(request.mask_image), *size) >= 0.5, dtype=torch.float32)[None, None]
     mask = torch.nn.functional.interpolate(pixel_mask, latent_size)
     inpainting = backend.model.unet.config.in_channels == INPAINTING_CHANNELS
     return EncodedImages(
-        image=None if inpainting and request.strength == 1.0 else _moments(backend, image, request),
-        masked=_moments(backend, image * (pixel_mask < 0.5), request) if inpainting else None,
+        image=None if inpainting and request.strength == 1.0 else encode_moments(backend, image, request.vae_tiling),
+        masked=encode_moments(backend, image * (pixel_mask < 0.5), request.vae_tiling) if inpainting else None,
         mask=mask.to(backend.device),
     )
 
@@ -115,19 +117,23 @@ def _mask_channels(images: EncodedImages, generator: torch.Generator) -> Tensor 
     return torch.cat([images.mask, _sample(images.masked, generator)], dim=1)
 
 
-def _moments(backend: ReferenceBackend, image: Tensor, request: Request) -> tuple[Tensor, Tensor | None]:
-    """Mean and log-variance in the sampler's scale."""
-    mean, log_variance = backend.encode_image(image.to(backend.device, backend.dtype), request.vae_tiling)
+def encode_moments(backend: ReferenceBackend, image: Tensor, tiling: bool) -> Moments:
+    """Mean and log-variance of the latents of an image [1, 3, H, W] in [-1, 1], in the sampler's scale."""
+    mean, log_variance = backend.encode_image(image.to(backend.device, backend.dtype), tiling)
     return mean.float(), None if log_variance is None else log_variance.float()
 
 
-def _sample(moments: tuple[Tensor, Tensor | None], generator: torch.Generator) -> Tensor:
-    """A draw from the encoder's distribution, as diffusers' `retrieve_latents`."""
+def from_moments(moments: Moments, noise: Tensor) -> Tensor:
+    """A draw from the encoder's distribution by standard normal noise, as diffusers' `retrieve_latents`."""
+    mean, log_variance = moments
+    return mean if log_variance is None else mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
+
+
+def _sample(moments: Moments, generator: torch.Generator) -> Tensor:
     mean, log_variance = moments
     if log_variance is None:
         return mean
-    noise = torch.randn(mean.shape, generator=generator, dtype=torch.float32).to(mean.device)
-    return mean + torch.exp(0.5 * log_variance) * noise
+    return from_moments(moments, torch.randn(mean.shape, generator=generator, dtype=torch.float32))
 
 
 def _depth(request: Request, size: tuple[int, int], latent_size: tuple[int, int]) -> Tensor:

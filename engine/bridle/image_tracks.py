@@ -99,7 +99,7 @@ def _records(backend: ReferenceBackend, prepared: Prepared, rows: Sequence[RowPl
     found = []
     for control in prepared.request.attention:
         if isinstance(control, CaptureMaps):
-            columns = sorted({column for word in control.words for column in prepared.columns[word]})
+            columns = prepared.columns_of(control.words)
             record = capture_maps.record(config, control, columns, row_index(rows), prepared.latent_size, steps)
             found.append(record)
     return tuple(found)

@@ -1,7 +1,8 @@
 """What a request becomes before the step loop: row plans, encoded once and described only by primitives."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +170,18 @@ class RowPlan:
     segments: list[SegmentPlan] = field(default_factory=list)
     biases: list[TokenBias] = field(default_factory=list)
     shifts: list[TokenShift] = field(default_factory=list)
+
+    def alone(self, **changes: Any) -> "RowPlan":
+        """The plan with `changes` and with lists of its own, still empty: for before controls are lowered."""
+        return replace(self, residuals=[], branches=[], segments=[], biases=[], shifts=[], **changes)
+
+
+def by_window(rows: Iterable[RowPlan]) -> dict[Window | None, list[RowPlan]]:
+    """The rows that see each part of the canvas."""
+    found: dict[Window | None, list[RowPlan]] = {}
+    for row in rows:
+        found.setdefault(row.window, []).append(row)
+    return found
 
 
 def window_scales(steps: int, start: float, end: float, scale: float) -> StepScales:

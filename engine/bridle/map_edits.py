@@ -10,6 +10,8 @@ from bridle_kernels.attention import MassShift
 
 ActiveBias = tuple[int, TokenBias, float, Tensor]
 """A row, one of its biases, its strength in the row's step and its map [N]."""
+ActiveShift = tuple[int, TokenShift, float, Tensor]
+"""A row, one of its shifts, its share in the row's step and its window [N]."""
 
 
 def active_biases(biases: Sequence[Sequence[TokenBias]], steps: Sequence[int], site: int) -> list[ActiveBias]:
@@ -31,27 +33,29 @@ def stack_biases(active: Sequence[ActiveBias], rows: int, length: int, device: t
     return total
 
 
-def stack_shifts(
-    shifts: Sequence[Sequence[TokenShift]], steps: Sequence[int], site: int, device: torch.device
-) -> MassShift | None:
-    """Columns [R, S], shares [R, S] and windows [R, S, N]; -1 fills the columns of rows that have fewer."""
-    active = [
-        [(shift, window) for shift in own if shift.share[step] != 0.0 and (window := shift.windows[site]) is not None]
-        for own, step in zip(shifts, steps, strict=True)
+def active_shifts(shifts: Sequence[Sequence[TokenShift]], steps: Sequence[int], site: int) -> list[ActiveShift]:
+    """Of all rows, those that do something. shifts, steps: of each row."""
+    return [
+        (row, shift, float(shift.share[step]), window)
+        for row, (own, step) in enumerate(zip(shifts, steps, strict=True))
+        for shift in own
+        if shift.share[step] != 0.0 and (window := shift.windows[site]) is not None
     ]
-    most = max(sum(len(shift.columns) for shift, _ in own) for own in active)
-    if not most:
-        return None
-    like = next(window for own in active for _, window in own)
-    columns = torch.full((len(active), most), -1, dtype=torch.int32)
-    share = torch.zeros((len(active), most))
-    windows = like.new_zeros((len(active), most, like.shape[0]))
-    for row, own in enumerate(active):
-        place = 0
-        for shift, window in own:
-            end = place + len(shift.columns)
-            columns[row, place:end] = torch.tensor(shift.columns, dtype=torch.int32)
-            share[row, place:end] = float(shift.share[steps[row]])
-            windows[row, place:end] = window
-            place = end
+
+
+def stack_shifts(active: Sequence[ActiveShift], rows: int, device: torch.device) -> MassShift:
+    """Columns [R, S], shares [R, S] and windows [R, S, N] of at least one shift; -1 fills the columns of rows with fewer."""
+    counts = [0] * rows
+    for row, shift, _, _ in active:
+        counts[row] += len(shift.columns)
+    columns = torch.full((rows, max(counts)), -1, dtype=torch.int32)
+    share = torch.zeros((rows, max(counts)))
+    windows = active[0][3].new_zeros((rows, max(counts), active[0][3].shape[0]))
+    filled = [0] * rows
+    for row, shift, part, window in active:
+        place = slice(filled[row], filled[row] + len(shift.columns))
+        columns[row, place] = torch.tensor(shift.columns, dtype=torch.int32)
+        share[row, place] = part
+        windows[row, place] = window
+        filled[row] = place.stop
     return MassShift(columns.to(device), share.to(device), windows)

@@ -5,9 +5,9 @@ does, so shapes that share an edge share no pixel. Cell i of level l (level 0 is
 to (i + 1) * k, with k = factor * 2**l and factor the pixels of a latent cell; the last cell may be cut off by the edge, so
 that sizes are those of the U-Net's strided convolutions (`level_sizes`). There is one rule of resizing per use:
 
-- nearest, for attention regions and MultiDiffusion: the value of a cell's first pixel. Masks that divide the image between
+- nearest, for latent regions (MultiDiffusion): the value of a cell's first pixel. Masks that divide the image between
   them still do.
-- area, for soft masks: the mean of a cell's pixels. Masks that add up to one still do.
+- area, for attention regions and injected maps: the mean of a cell's pixels. Masks that add up to one still do.
 - bicubic, for IP-Adapter masks: as diffusers' `IPAdapterMaskProcessor.downsample`, which overshoots 0 and 1 at edges.
 """
 
@@ -95,11 +95,6 @@ def normalise(masks: Tensor) -> Tensor:
 def nearest_latent(masks: Tensor, factor: int) -> Tensor:
     """[..., h, w] of masks [..., H, W]: the value of each latent cell's first pixel."""
     return masks[..., ::factor, ::factor]
-
-
-def nearest_levels(masks: Tensor, factor: int, levels: int) -> tuple[Tensor, ...]:
-    """The same at every level: [..., h_l, w_l] of masks [..., H, W]."""
-    return tuple(nearest_latent(masks, factor * 2**level) for level in range(levels))
 
 
 def area_latent(masks: Tensor, factor: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Everything that can refuse a request, before any network runs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,7 +11,7 @@ from bridle.errors import LimitError, RequestError
 from bridle.image_conditioning import check_images
 from bridle.image_prompt import ImagePrompt
 from bridle.lowering import Window
-from bridle.map_controls import CaptureMaps, InjectMap, LocalBlend, MapControl, PromptEdit
+from bridle.map_controls import CaptureMaps, InjectMap, LocalBlend, MapControl, PromptEdit, Reweight
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
 from bridle.prompts import PromptTokens, with_chunks, word_columns
 from bridle.request import Control, ControlNet, Request, T2IAdapter
@@ -64,6 +64,10 @@ class Prepared:
     def edit(self) -> PromptEdit | None:
         """The request's prompt edit."""
         return prompt_edit_of(self.request)
+
+    def columns_of(self, words: Iterable[str]) -> list[int]:
+        """Distinct columns of several words, ascending."""
+        return sorted({column for word in words for column in self.columns[word]})
 
 
 def prompt_edit_of(request: Request) -> PromptEdit | None:
@@ -144,6 +148,8 @@ def _check_attention(
     for index, control in enumerate(request.attention):
         if isinstance(control, (CaptureMaps, PromptEdit)):
             _check_one_canvas(request, f"attention[{index}]", type(control).__name__)
+        elif isinstance(control, (Reweight, InjectMap)):
+            _check_own_area(backend, request, f"attention[{index}]", type(control).__name__, size)
         if isinstance(control, CaptureMaps):
             capture_maps.check(backend.model.unet.config, control, latent_size, steps)
         elif isinstance(control, InjectMap):
@@ -163,6 +169,16 @@ def _check_one_canvas(request: Request, field: str, name: str) -> None:
     if request.regions and request.region_mode == "latent":
         wants = 'region_mode="attention": every latent region has maps of its own'
         raise RequestError(field, f'{name} together with region_mode="latent"', wants)
+
+
+def _check_own_area(backend: ReferenceBackend, request: Request, field: str, name: str, size: tuple[int, int]) -> None:
+    """Words of the request's own prompt need a part of the image that latent regions leave to it."""
+    if request.regions and request.region_mode == "latent":
+        masks = regions.latent_masks(backend, request.regions, size)
+        if not bool(regions.latent_rest(masks).any()):
+            raise RequestError(
+                field, f"{name} under latent regions that cover the image", "a part for the prompt itself"
+            )
 
 
 def _columns(backend: ReferenceBackend, controls: Sequence[MapControl], tokens: PromptTokens) -> Columns:

@@ -50,9 +50,9 @@ def _lower_maps(backend: ReferenceBackend, prepared: Prepared, rows: Sequence[Ro
     steps = len(prepared.table)
     for control in prepared.request.attention:
         if isinstance(control, Reweight):
-            reweight.lower(control, _columns(prepared, control.words), rows, steps)
+            reweight.lower(control, prepared.columns_of(control.words), rows, steps)
         elif isinstance(control, InjectMap):
-            inject_map.lower(backend, control, _columns(prepared, control.words), rows, steps, prepared.size)
+            inject_map.lower(backend, control, prepared.columns_of(control.words), rows, steps, prepared.size)
         elif isinstance(control, PromptEdit):
             _lower_edit(backend, prepared, control, rows)
     prompt_edit.carry_injected_maps(rows)
@@ -70,8 +70,3 @@ def _lower_edit(backend: ReferenceBackend, prepared: Prepared, edit: PromptEdit,
         len(prepared.table),
         [height * width for height, width in sizes],
     )
-
-
-def _columns(prepared: Prepared, words: Sequence[str]) -> list[int]:
-    """Distinct columns of several words."""
-    return sorted({column for word in words for column in prepared.columns[word]})

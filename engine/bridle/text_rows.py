@@ -33,7 +33,7 @@ def lower_text(backend: ReferenceBackend, prepared: Prepared) -> TextRows:
         field, prompt = "PromptEdit.source_prompt", prepared.edit.source_prompt
         original = _row(backend, prepared, encode_prompt(backend, request, field, prompt, chunks), conditional=True)
         # The unconditional rows have the same prompt, but the lists of a row are its own.
-        source = [_alone(row) for row in rows[:-1]] + [replace(original, coefficient=rows[-1].coefficient)]
+        source = [row.alone() for row in rows[:-1]] + [replace(original, coefficient=rows[-1].coefficient)]
     if request.regions and request.region_mode == "latent":
         encode = region_encoder(backend, prepared, rows)
         rows = regions.latent_rows(backend, request.regions, prepared.guidance_scale, rows, encode, prepared.size)
@@ -54,7 +54,7 @@ def region_encoder(backend: ReferenceBackend, prepared: Prepared, rows: Sequence
     def negative() -> RowPlan:
         own = next((row for row in rows if not row.conditional), None)
         if own is not None:
-            return _alone(own)
+            return own.alone()
         positive = TextConditioning(rows[0].context, rows[0].pooled)
         return _row(backend, prepared, encode_negative(backend, request, positive), conditional=False)
 
@@ -83,10 +83,6 @@ def _guided(backend: ReferenceBackend, prepared: Prepared, positive: TextConditi
     other = _row(backend, prepared, negative, conditional=False)
     scale = prepared.guidance_scale
     return [replace(other, coefficient=1.0 - scale), replace(row, coefficient=scale)]
-
-
-def _alone(row: RowPlan) -> RowPlan:
-    return replace(row, residuals=[], branches=[], segments=[], biases=[], shifts=[])
 
 
 def _row(backend: ReferenceBackend, prepared: Prepared, text: TextConditioning, conditional: bool) -> RowPlan:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from bridle.heat_maps import GAP, MAX_COLUMNS, normalise_each, normalise_jointly, overlay, sheet, word_maps
+from bridle.heat_maps import GAP, MAX_COLUMNS, normalise_each, overlay, sheet, word_maps
 
 
 def captured(seed: int, *sizes: tuple[int, int]) -> list[Tensor]:
@@ -62,22 +62,17 @@ def test_word_maps_by_their_definition() -> None:
             torch.testing.assert_close(found[image, word].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_normalised_by_word_and_jointly() -> None:
+def test_normalised_by_word() -> None:
     maps = word_maps(captured(2, (8, 8)), [[0], [1], [2, 3]], (16, 16))
     maps[:, 1] *= 0.25
-    each, jointly = normalise_each(maps), normalise_jointly(maps)
+    each = normalise_each(maps)
     assert torch.equal(each.amax((2, 3)), torch.ones(2, 3))
-    assert torch.equal(jointly.amax((1, 2, 3)), torch.ones(2))
-    assert (jointly.amax((2, 3))[:, 1] < 0.5).all()
-    largest = maps.amax((2, 3), keepdim=True)
-    torch.testing.assert_close(each * largest, maps)
-    torch.testing.assert_close(jointly * largest.amax(1, keepdim=True), maps)
+    torch.testing.assert_close(each * maps.amax((2, 3), keepdim=True), maps)
 
 
 def test_maps_without_attention_stay_zero() -> None:
     nothing = torch.zeros(1, 2, 8, 8)
-    for normalise in (normalise_each, normalise_jointly):
-        assert torch.equal(normalise(nothing), nothing)
+    assert torch.equal(normalise_each(nothing), nothing)
 
 
 def lightness(rgb: np.ndarray) -> np.ndarray:

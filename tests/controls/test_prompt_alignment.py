@@ -15,7 +15,6 @@ from bridle.controls.prompt_alignment import (
     align,
     cross_alphas,
     equalizer,
-    identity_mapper,
     premix,
     refinement_mapper,
     replacement_mapper,
@@ -129,8 +128,16 @@ def edit_settings(edit: str) -> tuple[list[Mapper], Tensor, Tensor | None]:
     if edit == "refine":
         return refined, alphas, None
     if edit == "reweight":
-        return [identity_mapper(77)] * 2, alphas, OUTPUTS["equalizer.reweight"][0]
+        return [Mapper(torch.eye(77), torch.ones(77))] * 2, alphas, OUTPUTS["equalizer.reweight"][0]
     return refined, alphas, INPUTS["equalizer_vector"][0]
+
+
+def reweighted(mapper: Mapper, alphas: Tensor, factors: Tensor | None) -> Premix:
+    """The official reweighting scales the edited map before it fades into the row's own."""
+    plain = premix(mapper, alphas)
+    if factors is None:
+        return plain
+    return Premix(plain.mapper, plain.source * factors, plain.own + alphas * (1 - mapper.kept) * (factors - 1))
 
 
 @pytest.mark.parametrize("edit", ["replace", "refine", "reweight", "reweight_after_refine"])
@@ -140,7 +147,7 @@ def test_mixed_values_give_the_official_output(edit: str) -> None:
     q, k, v = (INPUTS[f"{edit}.{part}"][3:] for part in "qkv")
     name = f"{edit}.out"
     for step, row in itertools.product(range(STEPS), (1, 2)):
-        mixed = premix(mappers[row - 1], alphas[:, row - 1], factors)
+        mixed = reweighted(mappers[row - 1], alphas[:, row - 1], factors)
         from_source = mixed.mapper @ (mixed.source[step][:, None] * v[row])
         from_own = mixed.own[step][:, None] * v[row]
         out = probabilities(q[0], k[0]) @ from_source + probabilities(q[row], k[row]) @ from_own
@@ -211,7 +218,7 @@ def test_premix_equals_the_edited_map(prompts: tuple[str, str], mode: str, extra
     base = torch.randn(5, source.ids.size, generator=random).double().softmax(-1)
     own = torch.randn(5, length, generator=random).double().softmax(-1)
     values = torch.randn(length, 7, generator=random).double()
-    mixed = premix(Mapper(mapper.matrix.double(), mapper.kept.double()), alphas.double(), factors.double())
+    mixed = reweighted(Mapper(mapper.matrix.double(), mapper.kept.double()), alphas.double(), factors.double())
     for step in range(3):
         wanted = edited_map(mapper, alphas[step].double(), factors.double(), base, own) @ values
         torch.testing.assert_close(by_values(mixed, step, base, own, values), wanted, rtol=1e-12, atol=1e-12)

@@ -246,7 +246,20 @@ LIMITS: list[tuple[str, Make]] = [
     ("ImagePrompt.image", image_prompt(image=[np.zeros((8, 8, 3), np.uint8)] * 17)),
 ]
 
-WRONG = [*WORDS, *MAPS, *REGION, *IMAGE_PROMPT]
+COVERED = [
+    (
+        "attention[0]",
+        lambda control=control: {
+            "regions": [bridle.Region("a star", BOX), bridle.Region("a ring", (0.5, 0.0, 1.0, 1.0))],
+            "region_mode": "latent",
+            "attention": [control],
+        },
+    )
+    for control in (bridle.Reweight("circle", 2.0), bridle.InjectMap("circle", box=BOX))
+]
+"""Words of a prompt that latent regions leave nothing to."""
+
+WRONG = [*WORDS, *MAPS, *REGION, *IMAGE_PROMPT, *COVERED]
 
 
 def assert_refused(engine: bridle.Engine, field: str, make: Make, kind: type[RequestError]) -> None:

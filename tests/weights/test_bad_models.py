@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import bridle
 from bridle.errors import ModelLoadError
-from bridle.weights import load_model
+from bridle.weights import Model, load_model
 from bridle.weights.json_file import MAX_BYTES, read_json
 from bridle.weights.safetensors_file import read_header, read_tensors
 
@@ -77,9 +77,15 @@ def test_a2_a3_pickles_and_archives_under_another_name(folder: Path, content: by
     refused(folder, UNET)
 
 
+def unet_is(found: Model, tensors: Mapping[str, torch.Tensor]) -> bool:
+    return found.unet.tensors.keys() == tensors.keys() and all(
+        torch.equal(found.unet.tensors[key], value) for key, value in tensors.items()
+    )
+
+
 def test_a4_safetensors_win_over_a_pickle_beside_them(folder: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x02 not read")
-    load_model(folder)
+    assert unet_is(load_model(folder), load_file(folder / UNET))
 
 
 @pytest.mark.parametrize("value", ["os.system", "NoSuchClass", ["UNet2DConditionModel"], 3, {}, None])
@@ -93,7 +99,7 @@ def test_a6_a7_code_beside_the_model_is_ignored(folder: Path) -> None:
     edit(folder / "model_index.json", custom_pipeline="evil", trust_remote_code=True)
     for name in ("pipeline.py", "evil.py", "unet/evil.py"):
         (folder / name).write_text("raise SystemExit('executed')")
-    load_model(folder)
+    assert unet_is(load_model(folder), load_file(folder / UNET))
 
 
 def test_a9_missing_parts_are_named(folder: Path) -> None:
@@ -153,7 +159,7 @@ def test_a_cached_snapshot_may_link_into_its_own_repository(folder: Path, tmp_pa
     (repository / "blobs").mkdir()
     (snapshot / UNET).rename(repository / "blobs" / "1234")
     (snapshot / UNET).symlink_to(repository / "blobs" / "1234")
-    load_model(snapshot)
+    assert unet_is(load_model(snapshot), load_file(repository / "blobs" / "1234"))
 
 
 def test_a_hugging_face_id_comes_from_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
+from bridle.image_conditioning import encode_moments, from_moments
 from bridle.lowering import Bootstrap, RowPlan, Window
 
 
@@ -45,9 +46,8 @@ def encode_backgrounds(
     height, width = (side * factor for side in latents.shape[-2:])
     for index in used:
         image = (backgrounds.colours[index] * 2.0 - 1.0).reshape(1, 3, 1, 1).expand(1, 3, height, width)
-        mean, log_variance = backend.encode_image(image.to(backend.device, backend.dtype), tiling)
-        spread = torch.zeros_like(mean) if log_variance is None else torch.exp(0.5 * log_variance.float())
-        latents[index] = (mean.float() + spread.float() * backgrounds.draws[index].to(mean.device))[0].cpu()
+        moments = encode_moments(backend, image, tiling)
+        latents[index] = from_moments(moments, backgrounds.draws[index])[0].cpu()
     return latents
 
 

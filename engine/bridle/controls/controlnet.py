@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bridle.backends.reference import ReferenceBackend
 from bridle.controls.control_image import check_size, control_tensor, latent_mask, seen_image
 from bridle.errors import RequestError
-from bridle.lowering import BranchPlan, RowPlan, window_scales
+from bridle.lowering import BranchPlan, RowPlan, by_window, window_scales
 from bridle.networks.configs import ControlNetConfig
 from bridle.networks.unet import controlnet_points
 from bridle.request import ControlNet
@@ -41,23 +41,22 @@ def lower(
     canvas = (size[0] // factor, size[1] // factor)
     acting = [row for row in rows if row.conditional or not control.guess_mode]
     texts = _texts(backend, component, acting, timesteps)
-    for window in dict.fromkeys(row.window for row in acting):
+    for window, members in by_window(acting).items():
         hint = backend.encode_hint(component, seen_image(image, window, factor).to(backend.device, backend.dtype))
         mask = latent_mask(control.mask, canvas, window, (hint.shape[2], hint.shape[3]), backend.device)
-        for row in acting:
-            if row.window == window:
-                time, kv = texts[id(row.context)]
-                branch = BranchPlan(
-                    weights=component.tensors,
-                    config=component.config,
-                    time=time,
-                    kv=kv,
-                    hint=hint,
-                    scale=scale,
-                    mask=mask,
-                    global_pool=component.config.global_pool,
-                )
-                row.branches.append(branch)
+        for row in members:
+            time, kv = texts[id(row.context)]
+            branch = BranchPlan(
+                weights=component.tensors,
+                config=component.config,
+                time=time,
+                kv=kv,
+                hint=hint,
+                scale=scale,
+                mask=mask,
+                global_pool=component.config.global_pool,
+            )
+            row.branches.append(branch)
 
 
 def _texts(

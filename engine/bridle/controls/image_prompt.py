@@ -10,17 +10,16 @@ from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.clip_images import clip_pixels
+from bridle.controls.site_maps import BLOCKS
 from bridle.errors import RequestError
 from bridle.image_prompt import ImagePrompt
-from bridle.lowering import RowPlan, SegmentPlan, StepScales, Window, window_scales
+from bridle.lowering import RowPlan, SegmentPlan, StepScales, Window, by_window, window_scales
 from bridle.masks import bicubic_levels, check_covers, read_mask
 from bridle.networks.configs import UNetConfig
 from bridle.networks.unet import attention_sites
 from bridle.request import as_picture
 from bridle.rows import KV
 from bridle.weights import IPAdapter
-
-_BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 
 
 def check(backend: ReferenceBackend, control: ImagePrompt, size: tuple[int, int]) -> None:
@@ -63,7 +62,7 @@ def site_scales(config: UNetConfig, scale: object) -> tuple[float, ...]:
     layers = list(dict.fromkeys(site.name.split(".transformer_blocks")[0] for site in sites))
     found = dict.fromkeys(layers, 0.0)
     for name, value in scale.items():
-        mine = [layer for layer in layers if name in _BLOCKS and layer.startswith(_BLOCKS[name])]
+        mine = [layer for layer in layers if name in BLOCKS and layer.startswith(BLOCKS[name])]
         if not mine:
             raise RequestError("ImagePrompt.scale", name, "a dictionary of 'down', 'mid' and 'up'")
         _set_block(found, mine, f"ImagePrompt.scale[{name!r}]", value)
@@ -125,11 +124,10 @@ def _add(
     scales: Sequence[float],
     active: StepScales,
 ) -> None:
-    for window in dict.fromkeys(row.window for row in rows):
+    for window, members in by_window(rows).items():
         weights = _weights(backend, part.mask, window, scales)
-        for row in rows:
-            if row.window == window:
-                row.segments.append(SegmentPlan(part.kv[row.conditional], active, weights))
+        for row in members:
+            row.segments.append(SegmentPlan(part.kv[row.conditional], active, weights))
 
 
 def _weights(

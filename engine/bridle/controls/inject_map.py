@@ -18,7 +18,7 @@ from torch import Tensor
 from bridle.backends.reference import ReferenceBackend
 from bridle.controls.site_maps import area_sites, chosen_sites, where
 from bridle.errors import RequestError
-from bridle.lowering import RowPlan, TokenBias, TokenShift, window_scales
+from bridle.lowering import RowPlan, TokenBias, TokenShift, by_window, window_scales
 from bridle.map_controls import InjectMap
 from bridle.masks import box_mask, read_mask
 from bridle.networks.configs import UNetConfig
@@ -67,13 +67,11 @@ def lower(
     config, factor = backend.model.unet.config, backend.model.vae.config.scale
     chosen = chosen_sites(config, control.layers, "InjectMap.layers")
     canvas = _canvas(control, size)
-    for window in dict.fromkeys(row.window for row in rows):
+    for window, members in by_window(rows).items():
         maps = area_sites(canvas, window, factor, config)
         prepared = {id(m): _prepare(control.mode, m, canvas).to(backend.device) for m in maps}
         found = where(chosen, tuple(prepared[id(m)] for m in maps))
-        for row in rows:
-            if row.window != window:
-                continue
+        for row in members:
             if control.mode == "bias":
                 row.biases.append(TokenBias(tuple(columns), found, scale))
             elif bool(maps[0].any()):

@@ -100,11 +100,6 @@ def replacement_mapper(tokenizer: Any, source: PromptTokens, edit: PromptTokens,
     return Mapper(matrix, torch.ones(changed.size))
 
 
-def identity_mapper(length: int) -> Mapper:
-    """Every token takes the source's map: two rows of the same prompt."""
-    return Mapper(torch.eye(length), torch.ones(length))
-
-
 def cross_alphas(steps: int, length: int, window: Window, words: Sequence[tuple[Sequence[int], Window]] = ()) -> Tensor:
     """[S, length] float32: 1 where a token takes the edited map at a step, 0 where it keeps its own.
 
@@ -131,13 +126,12 @@ def equalizer(length: int, words: Sequence[tuple[Sequence[int], float]]) -> Tens
     return factors
 
 
-def premix(mapper: Mapper, alphas: Tensor, factors: Tensor | None = None) -> Premix:
-    """The edit at every step: `alpha * factor * mapped + (1 - alpha) * own_map`, mapped as `Mapper` says.
+def premix(mapper: Mapper, alphas: Tensor) -> Premix:
+    """The edit at every step: `alpha * mapped + (1 - alpha) * own_map`, mapped as `Mapper` says.
 
-    alphas: [S, Le] of `cross_alphas`. factors: [Le] of `equalizer`, None for 1.
+    alphas: [S, Le] of `cross_alphas`.
     """
-    edited = alphas if factors is None else alphas * factors
-    return Premix(mapper.matrix, edited * mapper.kept, edited * (1.0 - mapper.kept) + (1.0 - alphas))
+    return Premix(mapper.matrix, alphas * mapper.kept, 1.0 - alphas * mapper.kept)
 
 
 def _word_pairs(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.controls.site_maps import area_sites, on_device
-from bridle.lowering import RowPlan, SegmentPlan
-from bridle.masks import box_mask, check_covers, nearest_latent, polygon_mask, read_mask
+from bridle.lowering import RowPlan, SegmentPlan, by_window
+from bridle.masks import box_mask, check_covers, nearest_latent, normalise, polygon_mask, read_mask
 from bridle.region import Region
 from bridle.rows import KV
 
@@ -28,10 +28,11 @@ EncodeRow = Callable[[int, bool], RowPlan]
 
 def check(backend: ReferenceBackend, regions: Sequence[Region], mode: str, size: tuple[int, int]) -> None:
     """Raises RequestError for regions that vanish at this size."""
-    for index, region in enumerate(regions):
-        region_mask(region, index, size)
     if mode == "latent":
         latent_masks(backend, regions, size)
+        return
+    for index, region in enumerate(regions):
+        region_mask(region, index, size)
 
 
 def region_mask(region: Region, index: int, size: tuple[int, int]) -> Tensor:
@@ -58,17 +59,15 @@ def lower_attention(
     negatives = [
         None if region.negative_prompt is None else encode(index, False).kv for index, region in enumerate(regions)
     ]
-    for window in dict.fromkeys(row.window for row in rows):
-
-        def at_sites(canvas: Tensor, window: object = window) -> tuple[Tensor, ...]:
-            config, factor = backend.model.unet.config, backend.model.vae.config.scale
-            return on_device(area_sites(canvas, window, factor, config), backend.device)  # type: ignore[arg-type]
-
-        base_maps, maps = at_sites(base), [at_sites(share) for share in shares]
-        for row in rows:
-            if row.window == window and (row.conditional or any(kv is not None for kv in negatives)):
-                row.weights = base_maps
-                _add_segments(row, conditional if row.conditional else negatives, maps, steps)
+    config, factor = backend.model.unet.config, backend.model.vae.config.scale
+    acting = [row for row in rows if row.conditional or any(kv is not None for kv in negatives)]
+    for window, members in by_window(acting).items():
+        base_maps, *maps = (
+            on_device(area_sites(canvas, window, factor, config), backend.device) for canvas in (base, *shares)
+        )
+        for row in members:
+            row.weights = base_maps
+            _add_segments(row, conditional if row.conditional else negatives, maps, steps)
 
 
 def _add_segments(
@@ -83,8 +82,7 @@ def _shares(masks: Tensor, regions: Sequence[Region], base_ratio: float) -> tupl
     """Of the base prompt [H, W] and of every region [P, H, W]; they add up to one everywhere."""
     covered = (1.0 - base_ratio) * masks.sum(0).clamp(max=1.0)
     weighted = masks * torch.tensor([region.weight for region in regions])[:, None, None]
-    total = weighted.sum(0)
-    return 1.0 - covered, covered * weighted / torch.where(total > 0.0, total, torch.ones_like(total))
+    return 1.0 - covered, covered * normalise(weighted)
 
 
 def latent_rows(
@@ -97,7 +95,7 @@ def latent_rows(
 ) -> list[RowPlan]:
     """The rows of the base prompt and of every region, with `blend` [h, w] not yet divided by their sum."""
     masks = latent_masks(backend, regions, size)
-    rest = (1.0 - torch.stack(masks).sum(0)).clamp(min=0.0)
+    rest = latent_rest(masks)
     found = [replace(row, blend=rest) for row in rows]
     for index, (region, mask) in enumerate(zip(regions, masks, strict=True)):
         scale = guidance_scale if region.guidance_scale is None else region.guidance_scale
@@ -113,6 +111,11 @@ def latent_masks(backend: ReferenceBackend, regions: Sequence[Region], size: tup
     """[h, w] of 0 and 1 for every region."""
     factor = backend.model.vae.config.scale
     return [_latent_mask(region_mask(r, i, size), i, factor) for i, r in enumerate(regions)]
+
+
+def latent_rest(masks: Sequence[Tensor]) -> Tensor:
+    """[h, w] of 0 and 1: what `latent_masks` leave to the request's own prompt."""
+    return (1.0 - torch.stack(list(masks)).sum(0)).clamp(min=0.0)
 
 
 def _latent_mask(canvas: Tensor, index: int, factor: int) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bridle.controls.prompt_alignment import equalizer
 from bridle.lowering import RowPlan, window_scales
 from bridle.map_controls import Reweight
 
@@ -14,6 +15,7 @@ def lower(control: Reweight, columns: Sequence[int], rows: Sequence[RowPlan], st
     if control.factor == 1.0 or not active.any():
         return
     for row in rows:
+        length = row.context.shape[1]
         if row.factors is None:
-            row.factors = np.ones((steps, row.context.shape[1]), np.float32)
-        row.factors[np.ix_(active, list(columns))] *= np.float32(control.factor)
+            row.factors = np.ones((steps, length), np.float32)
+        row.factors[active] *= equalizer(length, [(columns, control.factor)]).numpy()

@@ -11,7 +11,8 @@ from bridle.masks import area_levels
 from bridle.networks.configs import UNetConfig
 from bridle.networks.unet import Site, attention_sites
 
-_BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+BLOCKS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
+"""Short names of the U-Net's parts, and where diffusers' paths of them begin."""
 
 
 def area_sites(canvas: Tensor, window: Window | None, factor: int, config: UNetConfig) -> tuple[Tensor, ...]:
@@ -40,8 +41,8 @@ def chosen_sites(config: UNetConfig, layers: Sequence[str] | None, field: str) -
 
 
 def _is_in(site: Site, layer: str) -> bool:
-    path = _BLOCKS.get(layer, layer)
-    return site.name == path or site.name.startswith(f"{path}.") or (layer in _BLOCKS and site.name.startswith(path))
+    path = BLOCKS.get(layer, layer)
+    return site.name == path or site.name.startswith(f"{path}.") or (layer in BLOCKS and site.name.startswith(path))
 
 
 def where(chosen: Sequence[bool], maps: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

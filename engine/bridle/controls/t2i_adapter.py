@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from bridle.backends.reference import ReferenceBackend
 from bridle.controls.control_image import check_size, control_tensor, latent_mask, seen_image
 from bridle.errors import RequestError
-from bridle.lowering import RowPlan, StaticResidual, window_scales
+from bridle.lowering import RowPlan, StaticResidual, by_window, window_scales
 from bridle.networks.configs import AdapterConfig
 from bridle.networks.unet import adapter_points
 from bridle.request import T2IAdapter
@@ -43,10 +43,9 @@ def lower(
         image = image.mean(dim=1, keepdim=True)
     canvas = (size[0] // factor, size[1] // factor)
     points = adapter_points(backend.model.unet.config)
-    for window in dict.fromkeys(row.window for row in rows):
+    for window, members in by_window(rows).items():
         seen = seen_image(image, window, factor).to(backend.device, backend.dtype)
         for point, values in zip(points, backend.adapter_features(component, seen), strict=False):
             mask = latent_mask(control.mask, canvas, window, (values.shape[2], values.shape[3]), backend.device)
-            for row in rows:
-                if row.window == window:
-                    row.residuals.append(StaticResidual(point, values, scale, mask))
+            for row in members:
+                row.residuals.append(StaticResidual(point, values, scale, mask))

@@ -1,7 +1,6 @@
 """Views (MultiDiffusion, arXiv 2302.08113): windows of the canvas whose predictions are averaged."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -68,13 +67,8 @@ def split(rows: Sequence[RowPlan], found: Sequence[Window], latent_size: tuple[i
         for group in _groups(rows):
             blend = _blend(group[0], window) / window.cut(total).clamp(min=torch.finfo(torch.float32).tiny)
             if bool(blend.any()):
-                parts.extend(replace_window(row, window, blend) for row in group)
+                parts.extend(row.alone(window=window, blend=blend) for row in group)
     return parts
-
-
-def replace_window(row: RowPlan, window: Window, blend: Tensor) -> RowPlan:
-    """The row's plan for a part of the canvas. Done before controls are lowered: their lists are still empty."""
-    return replace(row, window=window, blend=blend, residuals=[], branches=[], segments=[], biases=[], shifts=[])
 
 
 def _groups(rows: Sequence[RowPlan]) -> list[list[RowPlan]]:

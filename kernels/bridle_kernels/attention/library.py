@@ -46,13 +46,7 @@ def _run(
 
 @attention_op.register_fake
 def _fake(
-    q: Tensor,
-    tensors: Sequence[Tensor],
-    layout: Sequence[int],
-    scalars: Sequence[float],
-    scale: float,
-    causal: bool,
-    float32_scores: bool,
+    q: Tensor, tensors: Sequence[Tensor], layout: Sequence[int], scalars: Sequence[float], *_: object
 ) -> list[Tensor]:
     rows, queries, heads, dim = q.shape
     return [q.new_empty(rows, queries, heads * dim), *reports(Reader(q, tensors, layout, scalars).segments())]
@@ -85,15 +79,7 @@ def attention_backward_op(
 
 @attention_backward_op.register_fake
 def _fake_backward(
-    grads: Sequence[Tensor],
-    q: Tensor,
-    tensors: Sequence[Tensor],
-    wanted: Sequence[int],
-    layout: Sequence[int],
-    scalars: Sequence[float],
-    scale: float,
-    causal: bool,
-    float32_scores: bool,
+    grads: Sequence[Tensor], q: Tensor, tensors: Sequence[Tensor], wanted: Sequence[int], *_: object
 ) -> list[Tensor]:
     return [
         torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (q, *(tensors[i] for i in wanted))
