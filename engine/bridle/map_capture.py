@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from bridle.track import MapRecord
 from bridle_kernels.attention import Capture
@@ -17,10 +16,10 @@ class MapCapture:
         most = max(len(record.columns) for _, record in entries)
         padded = [(*record.columns, *((-1,) * (most - len(record.columns)))) for _, record in entries]
         self._columns = torch.tensor(padded, dtype=torch.int32, device=device)
-        self._buffers: dict[tuple[int, tuple[int, ...]], Tensor] = {}
+        self._captures: dict[tuple[int, tuple[int, ...]], Capture] = {}
 
     def sites(self, count: int) -> tuple[Capture | None, ...]:
-        """What each site captures."""
+        """What each site captures. Sites of a level whose rows are the same share a capture."""
         return tuple(self._site(site) for site in range(count))
 
     def _site(self, site: int) -> Capture | None:
@@ -30,20 +29,19 @@ class MapCapture:
         first = self._entries[members[0]][1]
         level = first.levels[site]
         assert level is not None
-        chosen = self._columns[list(members)]
-        if (level, members) not in self._buffers:
-            height, width = first.sizes[level]
-            shape = (len(members), height * width, chosen.shape[1])
-            self._buffers[level, members] = torch.zeros(shape, device=chosen.device)
-        rows = torch.tensor([self._entries[i][0] for i in members], dtype=torch.int32, device=chosen.device)
-        return Capture(columns=chosen, out=self._buffers[level, members], rows=rows)
+        if (level, members) not in self._captures:
+            self._captures[level, members] = self._capture(members, first.sizes[level])
+        return self._captures[level, members]
+
+    def _capture(self, members: tuple[int, ...], size: tuple[int, int]) -> Capture:
+        columns = self._columns[list(members)]
+        rows = torch.tensor([self._entries[i][0] for i in members], dtype=torch.int32, device=columns.device)
+        shape = (len(members), size[0] * size[1], columns.shape[1])
+        return Capture(columns=columns, out=torch.zeros(shape, device=columns.device), rows=rows)
 
     def collect(self) -> None:
         """Adds the buffers to their records."""
-        for place, (_, record) in enumerate(self._entries):
-            maps: dict[int, Tensor] = {}
-            for (level, members), buffer in self._buffers.items():
-                if place in members:
-                    own = buffer[members.index(place), :, : len(record.columns)].T
-                    maps[level] = maps[level] + own if level in maps else own
-            record.add(maps)
+        for (level, members), capture in self._captures.items():
+            for place, member in enumerate(members):
+                record = self._entries[member][1]
+                record.add(level, capture.out[place, :, : len(record.columns)].T)

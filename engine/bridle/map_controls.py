@@ -18,7 +18,7 @@ class CaptureMaps:
 
     words: of the prompt, or phrases; a word that occurs several times has one map. resolution: longer side, in cells, of the
     maps that take part, None = all. steps: indices, None = all. layers: "down", "mid", "up" or diffusers paths such as
-    "up_blocks.1", None = all. Raises RequestError.
+    "up_blocks.1", None = down and up, as the authors' program does. Raises RequestError.
     """
 
     words: str | Sequence[str]

@@ -36,10 +36,9 @@ class MapRecord:
     active: NDArray[np.bool_]
     sums: dict[int, Tensor] = field(default_factory=dict)
 
-    def add(self, maps: dict[int, Tensor]) -> None:
-        """One step's sums over sites, per level [columns, N]."""
-        for level, values in maps.items():
-            self.sums[level] = self.sums[level] + values if level in self.sums else values
+    def add(self, level: int, values: Tensor) -> None:
+        """A sum over sites of a level, [columns, N]. `values` may become the record's own."""
+        self.sums[level] = self.sums[level].add_(values) if level in self.sums else values
 
 
 class Blend(Protocol):

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import workers
 from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
@@ -22,7 +23,7 @@ from exported import start_from
 from scenes import SceneImages
 from stage import train
 
-SHARES = {"autoencoder": 0.12, "denoiser": 0.64, "canny": 0.09, "seg": 0.07, "sketch": 0.08}
+SHARES = {"autoencoder": 0.12, "denoiser": 0.64, "seg": 0.06, "canny": 0.12, "sketch": 0.06}
 """How the minutes are divided."""
 
 
@@ -76,10 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
     batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
     pocket = out / "pocket"
     train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32 // parts, pocket), out, arguments.seed)
+    controls: dict[str, nn.Module] = {}
     for name in HINTS:
-        control = build_control(name, denoiser).to(device)
+        control = controls[name] = build_control(name, denoiser).to(device)
+        if name == "canny":
+            control.load_state_dict(controls["seg"].state_dict())
         start_from(earlier, {FOLDERS[name]: control})
-        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 32 // parts, pocket)
+        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 16 // parts, pocket)
         train(stage, out, arguments.seed)
 
 

@@ -42,8 +42,16 @@ def segments_of(kind: str, seed: int, size: tuple[int, int, int], dtype: torch.d
     shift = MassShift(columns, 0.25 * torch.rand(1, 4, generator=generator), window, poisoned((R, H, 4)))
     shifted = replace(plain, mass=shift)
     capture = (Capture(columns, torch.zeros(R, H, queries, 4)), Capture(None, torch.zeros(R, queries, keys)))
+    reporting = replace(plain, capture=capture, lse=poisoned((R, H, queries)))
     everything = replace(mixed, mass=shift, capture=capture, lse=poisoned((R, H, queries)))
-    return q, {"plain": [plain], "mixed": [mixed], "shifted": [shifted], "all": [everything, plain]}[kind]
+    return q, {
+        "plain": [plain],
+        "mixed": [mixed],
+        "shifted": [shifted],
+        "reporting": [reporting],
+        "reporting mixed": [replace(reporting, v_mix=mixed.v_mix)],
+        "all": [everything, plain],
+    }[kind]
 
 
 def magnitude(q: Tensor, segments: list[Segment]) -> Tensor:
@@ -66,21 +74,27 @@ def test_acceptance(dtype: torch.dtype, size: tuple[int, int, int], kind: str) -
     assert_as_good_as_peer(ours, exact.out, peer.out, magnitude(q, segments), depth)
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("kind", ["reporting", "reporting mixed", "all"])
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
 @each_dtype
-def test_reports_are_float32_whatever_the_inputs(dtype: torch.dtype, size: tuple[int, int, int]) -> None:
-    q, segments = segments_of("all", sum(size), size, dtype)
-    attention(q, segments)
+def test_reports_are_float32_whatever_the_inputs(
+    dtype: torch.dtype, size: tuple[int, int, int], kind: str, gradients: bool
+) -> None:
+    q, segments = segments_of(kind, sum(size), size, dtype)
+    with torch.set_grad_enabled(gradients):
+        attention(q, segments)
     exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
     depth = size[0] + size[2] + 8
     for capture, wanted, other in zip(segments[0].captures, exact.captures[0], peer.captures[0], strict=True):
         assert_as_good_as_peer(capture.out, wanted, other, wanted.abs() + 1.0, depth)
-    mass, lse = segments[0].mass, segments[0].lse
-    assert mass is not None and mass.out is not None and lse is not None
-    wanted_mass, peer_mass = exact.masses[0], peer.masses[0]
-    assert wanted_mass is not None and peer_mass is not None
-    assert_as_good_as_peer(mass.out, wanted_mass, peer_mass, wanted_mass, depth + size[1])
+    lse = segments[0].lse
+    assert lse is not None
     assert_as_good_as_peer(lse, exact.lses[0], peer.lses[0], exact.lses[0].abs() + 8.0, depth)
+    mass, wanted_mass, peer_mass = segments[0].mass, exact.masses[0], peer.masses[0]
+    if kind == "all":
+        assert mass is not None and mass.out is not None and wanted_mass is not None and peer_mass is not None
+        assert_as_good_as_peer(mass.out, wanted_mass, peer_mass, wanted_mass, depth + size[1])
 
 
 MISTAKES = {

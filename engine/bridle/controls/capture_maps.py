@@ -19,7 +19,7 @@ def check(config: UNetConfig, control: CaptureMaps, latent_size: tuple[int, int]
     if steps == 0:
         raise RequestError("CaptureMaps.steps", "a schedule without steps (strength 0)", "at least one step")
     if not any(level is not None for level in _levels(config, control, latent_size)):
-        sites = zip(attention_sites(config), chosen_sites(config, control.layers, "CaptureMaps.layers"), strict=True)
+        sites = zip(attention_sites(config), _chosen(config, control), strict=True)
         sizes = level_sizes(latent_size, config.levels)
         known = sorted({max(sizes[site.level]) for site, chosen in sites if chosen}, reverse=True)
         raise RequestError("CaptureMaps.resolution", control.resolution, f"one of {known} at this size")
@@ -49,11 +49,15 @@ def record(
 def _levels(config: UNetConfig, control: CaptureMaps, latent_size: tuple[int, int]) -> tuple[int | None, ...]:
     """The level of each site that takes part."""
     sizes = level_sizes(latent_size, config.levels)
-    chosen = chosen_sites(config, control.layers, "CaptureMaps.layers")
     return tuple(
         site.level if take and control.resolution in (None, max(sizes[site.level])) else None
-        for site, take in zip(attention_sites(config), chosen, strict=True)
+        for site, take in zip(attention_sites(config), _chosen(config, control), strict=True)
     )
+
+
+def _chosen(config: UNetConfig, control: CaptureMaps) -> tuple[bool, ...]:
+    """Which cross-attentions take part."""
+    return chosen_sites(config, ("down", "up") if control.layers is None else control.layers, "CaptureMaps.layers")
 
 
 def _active(control: CaptureMaps, steps: int) -> NDArray[np.bool_]:

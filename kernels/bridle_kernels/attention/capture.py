@@ -1,6 +1,5 @@
-"""Captured columns of a map: its products with unit vectors, added to the buffers of a `Capture`."""
+"""Captured columns of a shifted map: its products with unit vectors, added to the buffers of a `Capture`."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,44 +34,42 @@ def add_columns(capture: Capture, columns: Tensor, places: Tensor) -> None:
     capture.out.index_add_(0, places, (columns * scale).to(capture.out.dtype))
 
 
-def captured_rows(captures: Sequence[Capture], group: RowGroup) -> RowGroup:
-    """The rows of a group that anything is captured from."""
-    if any(capture.rows is None for capture in captures):
-        return group
-    wanted = {row for capture in captures for row in _wanted(capture, group)}
-    return RowGroup(tuple(row for row in group.rows if row in wanted), group.lengths, group.count)
-
-
-def group_captures(segment: Segment, operands: Operands, group: RowGroup) -> list[GroupCapture]:
-    """What of a segment's captures falls on a group."""
-    captures = (_group_capture(c, operands, group, value_count(segment)) for c in segment.captures)
+def group_captures(segment: Segment, operands: Operands, mix: Tensor | None, group: RowGroup) -> list[GroupCapture]:
+    """What of a segment's captures falls on a group. mix: V's pre-mix for its rows, or None."""
+    captures = (_group_capture(c, operands, mix, group, value_count(segment)) for c in segment.captures)
     return [capture for capture in captures if capture is not None]
 
 
-def _group_capture(capture: Capture, operands: Operands, group: RowGroup, values: int) -> GroupCapture | None:
+def _group_capture(
+    capture: Capture, operands: Operands, mix: Tensor | None, group: RowGroup, values: int
+) -> GroupCapture | None:
     """values: of the segment, which the columns count."""
-    found = [(place, group.rows.index(row)) for place, row in enumerate(_wanted(capture, group)) if row in group.rows]
+    wanted = captured_rows(capture, group.count)
+    found = [(place, group.rows.index(row)) for place, row in enumerate(wanted) if row in group.rows]
     if not found:
         return None
     places, rows = torch.tensor(found, device=operands.q.device).unbind(1)
-    units = _units(capture, operands, values, places)
-    if operands.mix is not None:
-        mix = operands.mix.to(units.dtype)
+    units = _units(capture, operands, mix is not None, values, places)
+    if mix is not None:
+        mix = mix.to(units.dtype)
         units = (mix if mix.shape[0] == 1 else mix.index_select(0, rows)) @ units
     return GroupCapture(capture, places, Factor(units[:, None], rows, capture.out.ndim == 3))
 
 
-def _wanted(capture: Capture, group: RowGroup) -> list[int]:
-    """The output row of each row of the buffer."""
-    return list(range(group.count)) if capture.rows is None else capture.rows.tolist()
+def captured_rows(capture: Capture, count: int) -> list[int]:
+    """The output row, of `count`, of each row of the buffer."""
+    return list(range(count)) if capture.rows is None else capture.rows.tolist()
 
 
-def _units(capture: Capture, operands: Operands, values: int, places: Tensor) -> Tensor:
-    """[r' or 1, L, S]: column s is the unit vector of the captured column s, or 0 for none. Float."""
+def _units(capture: Capture, operands: Operands, mixed: bool, values: int, places: Tensor) -> Tensor:
+    """[r' or 1, L or values, S]: column s is the unit vector of the captured column s, or 0 for none. Float.
+
+    mixed: the columns are values, not keys.
+    """
     device = operands.q.device
     columns = torch.arange(values, device=device)[None] if capture.columns is None else capture.columns
     columns = columns if columns.shape[0] == 1 else columns.index_select(0, places)
-    keys = values if operands.mix is not None else operands.k.shape[2]
-    columns = within(columns, None if operands.mix is not None else operands.keys, values)
+    keys = values if mixed else operands.k.shape[2]
+    columns = within(columns, None if mixed else operands.keys, values)
     numbers = torch.arange(keys, device=device)[:, None]
     return (numbers == columns[:, None]).to(accumulator(operands.q.dtype))

@@ -1,4 +1,4 @@
-"""Products of one segment's map with factors. The map exists for a few queries at a time."""
+"""Products of one segment's shifted map with factors. The map exists for a few queries at a time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,29 +15,26 @@ from bridle_kernels.attention.softmax_map import map_slices
 @dataclass(frozen=True, slots=True)
 class Products:
     """products: per factor, [r', H or 1, N, C], of the map after the shift. masses: [r, H, S] of the shifted columns before
-    it, or None. lse: [r, H, N] or None."""
+    it. lse: [r, H, N] or None."""
 
     products: list[Tensor]
-    masses: Tensor | None
+    masses: Tensor
     lse: Tensor | None
 
 
-def multiply(
-    operands: Operands, scale: float, factors: Sequence[Factor], shift: Shift | None, wants_lse: bool
-) -> Products:
+def multiply(operands: Operands, scale: float, factors: Sequence[Factor], shift: Shift, wants_lse: bool) -> Products:
     """The map of `operands`, shifted, times each factor."""
-    values = [factor.values if shift is None else shift.scaled(factor) for factor in factors]
+    scaled = [shift.scaled(factor) for factor in factors]
     slices: list[list[Tensor]] = []
     sums, lse = [], []
     for part in map_slices(operands, scale):
-        slices.append([f.of_heads(part.probabilities) @ v for f, v in zip(factors, values, strict=True)])
-        if shift is not None:
-            sums.append(part.probabilities.sum(2))
+        slices.append([f.of_heads(part.probabilities) @ v for f, v in zip(factors, scaled, strict=True)])
+        sums.append(part.probabilities.sum(2))
         if wants_lse:
             lse.append(part.log_sum_exp())
-    products = [torch.cat(parts, 2) for parts in zip(*slices, strict=True)]
-    masses = None
-    if shift is not None:
-        masses = shift.masses(torch.stack(sums).sum(0))
-        products = [p + shift.update(masses, f) for p, f in zip(products, factors, strict=True)]
+    masses = shift.masses(torch.stack(sums).sum(0))
+    products = [
+        torch.cat(parts, 2) + shift.update(masses, factor)
+        for parts, factor in zip(zip(*slices, strict=True), factors, strict=True)
+    ]
     return Products(products, masses, torch.cat(lse, 2) if wants_lse else None)

@@ -11,36 +11,49 @@ from bridle_kernels.attention.segment import Segment
 
 @dataclass(frozen=True, slots=True)
 class Operands:
-    """q [r, H, N, d], k [r, H, L, d], v [r, H, L, d] (pre-mixed), bias [r or 1, H or 1, N or 1, L] for r rows of a group.
+    """What makes the map: q [r, H, N, d], k [r, H, L, d], bias [r or 1, H or 1, N or 1, L] for r rows of a group.
 
-    keys: [L], which of the segment's keys these are; None for all. mix: [r or 1, L, values] or None, what made v.
+    keys: [L], which of the segment's keys these are; None for all.
     """
 
     q: Tensor
     k: Tensor
-    v: Tensor
     bias: Tensor | None
     keys: Tensor | None
-    mix: Tensor | None
+
+    def row(self, index: int) -> "Operands":
+        """Those of one row alone."""
+        bias = self.bias if self.bias is None or len(self.bias) == 1 else self.bias[index : index + 1]
+        return Operands(self.q[index : index + 1], self.k[index : index + 1], bias, self.keys)
 
 
 def operands(q: Tensor, segment: Segment, group: RowGroup) -> Operands:
-    """Reads the rows, cuts the lengths, applies the V pre-mix. q: [R, N, H, d]."""
+    """Reads the rows and cuts the lengths. q: [R, N, H, d]."""
     keys = _keys(segment, group, q.device)
-    cut = None if segment.v_mix is not None else group.lengths
     k = _read([piece.k for piece in segment.pieces], segment.k_rows, group, group.lengths)
-    v = _read([piece.v for piece in segment.pieces], segment.v_rows, group, cut)
     q = pick(q if segment.q_rows is None else q.index_select(0, segment.q_rows), group)
-    mix = None if segment.v_mix is None else take(pick(segment.v_mix, group), 1, keys)
     bias = None if segment.bias is None else take(pick(segment.bias, group), 3, keys)
-    v = v if mix is None else _mixed(mix, v)
-    return Operands(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, keys, mix)
+    return Operands(q.transpose(1, 2), k.transpose(1, 2), bias, keys)
+
+
+def mixing(segment: Segment, group: RowGroup, keys: Tensor | None) -> Tensor | None:
+    """[r or 1, L, values], what V is multiplied with, or None. keys: of the operands."""
+    return None if segment.v_mix is None else take(pick(segment.v_mix, group), 1, keys)
+
+
+def values(segment: Segment, group: RowGroup, mix: Tensor | None) -> Tensor:
+    """v [r, H, L, d] of the keys that the group reads, pre-mixed."""
+    cut = None if mix is not None else group.lengths
+    v = _read([piece.v for piece in segment.pieces], segment.v_rows, group, cut)
+    return (v if mix is None else _mixed(mix, v)).transpose(1, 2)
 
 
 def pick(tensor: Tensor, group: RowGroup) -> Tensor:
     """The group's rows of a tensor [R or 1, ...]; one row stays one row."""
     if group.is_whole or tensor.shape[0] == 1:
         return tensor
+    if len(group.rows) == 1:
+        return tensor[group.rows[0] : group.rows[0] + 1]
     return tensor.index_select(0, torch.tensor(group.rows, device=tensor.device))
 
 

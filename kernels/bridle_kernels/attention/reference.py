@@ -8,13 +8,15 @@ does not change the bits of an output.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridle_kernels.attention.map_path import clear_reports, report, shifted
-from bridle_kernels.attention.operands import Operands, accumulator, operands, pick
+from bridle_kernels.attention.map_path import shifted
+from bridle_kernels.attention.operands import Operands, accumulator, mixing, operands, pick, values
+from bridle_kernels.attention.reports import clear_reports, report
 from bridle_kernels.attention.row_groups import RowGroup, row_groups
 from bridle_kernels.attention.segment import Segment
 from bridle_kernels.attention.softmax_map import visible_bias
@@ -39,26 +41,31 @@ def attention(
             if segment.mass is not None:
                 term = shifted(q, segment, segment.mass, group, scale)
             else:
-                term = _fused(operands(q, segment, group), scale, causal, float32_scores)
-                if segment.reads_map:
-                    report(q, segment, group, scale)
+                term = _plain(q, segment, group, scale, causal, float32_scores)
             weight = segment.weight
             term = _weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
             total = _add_rows(total, term, group)
     return deliver(q.new_zeros(q.shape) if total is None else total, q.dtype, gate, out)
 
 
-def _fused(read: Operands, scale: float, causal: bool, float32_scores: bool) -> Tensor:
-    """The output [r, N, H, d] of a segment, before its weight."""
-    q, k, v = read.q, read.k, read.v
+def _plain(q: Tensor, segment: Segment, group: RowGroup, scale: float, causal: bool, float32_scores: bool) -> Tensor:
+    """The output [r, N, H, d] of a segment without a mass shift, before its weight; reports on the way."""
+    read = operands(q, segment, group)
+    mix = mixing(segment, group, read.keys)
+    if segment.reads_map:
+        report(read, mix, segment, group, scale)
+    v = values(segment, group, mix)
     if float32_scores:
-        q, k, v = q.float(), k.float(), v.float()
+        read, v = replace(read, q=read.q.float(), k=read.k.float()), v.float()
+    return _fused(read, v, scale, causal).transpose(1, 2).to(q.dtype)
+
+
+def _fused(read: Operands, v: Tensor, scale: float, causal: bool) -> Tensor:
+    """The output [r, H, N, d]. v: [r, H, L, d]."""
     if read.bias is None:
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
-    else:
-        bias, blind = visible_bias(read.bias.to(q.dtype))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).masked_fill(blind, 0.0)
-    return out.transpose(1, 2).to(read.q.dtype)
+        return F.scaled_dot_product_attention(read.q, read.k, v, is_causal=causal, scale=scale)
+    bias, blind = visible_bias(read.bias.to(read.q.dtype))
+    return F.scaled_dot_product_attention(read.q, read.k, v, attn_mask=bias, scale=scale).masked_fill(blind, 0.0)
 
 
 def _add_rows(total: Tensor | None, term: Tensor, group: RowGroup) -> Tensor:
