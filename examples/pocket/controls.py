@@ -61,7 +61,9 @@ FOLDERS = {"canny": "controlnet-canny", "seg": "controlnet-seg", "sketch": "t2ia
 def build_control(name: str, denoiser: Denoiser) -> nn.Module:
     """A ControlNet that starts as the U-Net's encoder, or an adapter."""
     if name == "sketch":
-        return T2IAdapter(in_channels=3, channels=CHANNELS, num_res_blocks=1, downscale_factor=8)
+        return T2IAdapter(
+            in_channels=3, channels=CHANNELS, num_res_blocks=4, downscale_factor=8, adapter_type="light_adapter"
+        )
     network = ControlNetModel.from_unet(denoiser.unet, conditioning_embedding_out_channels=HINT_WIDTHS)
     plain_attention(network)
     return network

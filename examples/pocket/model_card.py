@@ -37,7 +37,7 @@ pipeline = StableDiffusionControlNetPipeline.from_pretrained("pocket", controlne
 |---|---|---|
 {parts}
 
-float16 safetensors, {mib:.1f} MiB with everything.
+float16 safetensors, {megabytes:.1f} MB with everything.
 
 ## Data
 
@@ -96,7 +96,7 @@ def write_card(folder: Path, scores: Mapping[str, Any], logs: Sequence[Path], to
     text = TEMPLATE.format(
         size=SIZE,
         parts="\n".join(f"| `{name}` | {what} | {_parameters(folder / name):.2f} |" for name, what in NETWORKS.items()),
-        mib=total / 2**20,
+        megabytes=total / 1e6,
         shapes=_listed(SHAPES),
         colours=_listed(COLOURS),
         backgrounds=_listed(BACKGROUNDS),

@@ -20,7 +20,7 @@ from weights_hash import weights_hash
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "engine" / "bridle" / "assets" / "pocket"
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler", *FOLDERS.values())
-LARGEST = 32 * 2**20
+LARGEST = 32_000_000
 """Bytes of all files together."""
 
 
@@ -83,8 +83,8 @@ def main() -> None:
     write_card(arguments.to, scores, logs, size(arguments.to))
     total = size(arguments.to)
     if total > LARGEST:
-        raise ValueError(f"{total / 2**20:.1f} MiB, more than {LARGEST / 2**20:.0f}")
-    print(f"{arguments.to}: {total / 2**20:.1f} MiB")
+        raise ValueError(f"{total / 1e6:.2f} MB, more than {LARGEST / 1e6:.0f}")
+    print(f"{arguments.to}: {total / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -116,7 +116,7 @@ def test_the_card_tells_scores_data_and_size(exported: Path, packaged: Path) -> 
     for wanted in ("license: apache-2.0", "200 held-out scenes", "| canny | 0.25 |", "0.50 (unrelated scenes: 0.75)"):
         assert wanted in card
     assert "| 1 | denoiser | 2 | 2 | 0.5000 |\n| 2 | denoiser | 2 |" in card
-    assert "crescent" in card and "purple" in card and "MiB" in card and "{" not in card
+    assert "crescent" in card and "purple" in card and " MB" in card and "{" not in card
 
 
 def hint(name: str) -> Image.Image:
