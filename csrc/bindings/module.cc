@@ -14,5 +14,6 @@ PYBIND11_MODULE(_core, module) {
     return names;
   });
   module.def("active_isa", [] { return bridle::isa_name(bridle::active_isa()); });
+  bridle::python::bind_gemm(module);
   bridle::python::bind_guide_step_blend(module);
 }

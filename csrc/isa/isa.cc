@@ -9,8 +9,8 @@
 namespace bridle {
 namespace {
 
-constexpr std::array<std::pair<Isa, const char*>, 3> kNames = {
-    {{Isa::kScalar, "scalar"}, {Isa::kAvx2, "avx2"}, {Isa::kAvx512, "avx512"}}};
+constexpr std::array<std::pair<Isa, const char*>, 4> kNames = {
+    {{Isa::kScalar, "scalar"}, {Isa::kAvx2, "avx2"}, {Isa::kAvx512, "avx512"}, {Isa::kAvx512Bf16, "avx512_bf16"}}};
 
 }  // namespace
 
@@ -24,8 +24,10 @@ std::string isa_name(Isa isa) {
 std::vector<Isa> available_isas() {
   std::vector<Isa> found = {Isa::kScalar};
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) found.push_back(Isa::kAvx2);
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
+    found.push_back(Isa::kAvx2);
   if (__builtin_cpu_supports("avx512f")) found.push_back(Isa::kAvx512);
+  if (__builtin_cpu_supports("avx512bf16")) found.push_back(Isa::kAvx512Bf16);
 #endif
   return found;
 }
@@ -37,7 +39,7 @@ Isa isa_from_name(const std::string& name) {
     if (std::find(available.begin(), available.end(), isa) != available.end()) return isa;
     throw std::invalid_argument("BRIDLE_FORCE_ISA: this CPU has no " + name);
   }
-  throw std::invalid_argument("BRIDLE_FORCE_ISA: got '" + name + "', wants scalar, avx2 or avx512");
+  throw std::invalid_argument("BRIDLE_FORCE_ISA: got '" + name + "', wants scalar, avx2, avx512 or avx512_bf16");
 }
 
 Isa active_isa() {

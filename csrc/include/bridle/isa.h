@@ -6,9 +6,9 @@
 
 namespace bridle {
 
-enum class Isa { kScalar, kAvx2, kAvx512 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 
-// "scalar", "avx2", "avx512".
+// "scalar", "avx2", "avx512", "avx512_bf16".
 std::string isa_name(Isa isa);
 
 // What this CPU can run, slowest first.

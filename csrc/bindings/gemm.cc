@@ -1,0 +1,156 @@
+#include "bridle/gemm.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "bindings/bindings.h"
+#include "bindings/dlpack.h"
+#include "bridle/conv2d.h"
+#include "bridle/thread_pool.h"
+
+namespace bridle::python {
+namespace {
+
+namespace py = pybind11;
+
+std::string text(const std::vector<int64_t>& shape) {
+  std::string result = "[";
+  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + "]";
+}
+
+// A compact tensor of that shape and dtype, or nullptr for None. Throws std::invalid_argument otherwise.
+void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
+  const Strided& t = tensor.tensor;
+  if (!t) return nullptr;
+  if (t.dtype != dtype) throw std::invalid_argument(std::string(name) + " has another dtype than is wanted");
+  if (t.shape != shape) {
+    throw std::invalid_argument(std::string(name) + " is " + text(t.shape) + ", wants " + text(shape));
+  }
+  for (int64_t i = static_cast<int64_t>(shape.size()) - 1, stride = 1; i >= 0; stride *= shape[i--]) {
+    if (shape[i] > 1 && t.strides[i] != stride) throw std::invalid_argument(std::string(name) + " is not contiguous");
+  }
+  return t.data;
+}
+
+Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  throw std::invalid_argument("dtype is '" + name + "', wants float32 or bfloat16");
+}
+
+Activation activation_named(const std::string& name) {
+  if (name.empty()) return Activation::kNone;
+  if (name == "silu") return Activation::kSilu;
+  throw std::invalid_argument("activation is '" + name + "', wants '' or silu");
+}
+
+int64_t bytes_of(const PackedWeights& weights) { return weights.dtype() == Dtype::kFloat32 ? 4 : 2; }
+
+PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths, const std::string& dtype,
+                   const std::string& isa) {
+  const Borrowed borrowed = borrow("weight", weight);
+  const int64_t n = borrowed.tensor.shape.empty() ? 0 : borrowed.tensor.shape[0];
+  int64_t k = 0;
+  for (const int64_t width : widths) k += width;
+  const auto* data = static_cast<const float*>(compact("weight", borrowed, Dtype::kFloat32, {n, k}));
+  const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
+  py::gil_scoped_release release;
+  return PackedWeights(data, n, widths, dtype_named(dtype), chosen);
+}
+
+// What linear and conv2d take beyond their left operand.
+struct Epilogue {
+  Borrowed bias, shift, residual, out;
+
+  GemmArguments arguments(const PackedWeights& weights, int64_t m, int64_t images, Activation activation) const {
+    GemmArguments a;
+    a.m = m;
+    a.positions = m / images;
+    a.bias = static_cast<const float*>(compact("bias", bias, Dtype::kFloat32, {weights.n()}));
+    a.shift = static_cast<const float*>(compact("shift", shift, Dtype::kFloat32, {images, weights.n()}));
+    a.residual = compact("residual", residual, weights.dtype(), {m, weights.n()});
+    a.out = compact("out", out, weights.dtype(), {m, weights.n()});
+    a.residual_stride = a.out_stride = weights.n();
+    a.activation = activation;
+    if (a.out == nullptr) throw std::invalid_argument("out is None");
+    return a;
+  }
+};
+
+void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x, const py::object& out,
+            const py::object& bias, const py::object& residual, const std::string& activation) {
+  const Borrowed left = borrow("x", x);
+  if (left.tensor.shape.size() != 2 || weights.widths().size() != 1) throw std::invalid_argument("x wants [m, K]");
+  const int64_t m = left.tensor.shape[0], k = weights.widths()[0];
+  const auto* data = static_cast<const std::byte*>(compact("x", left, weights.dtype(), {m, k}));
+  const Epilogue epilogue{borrow("bias", bias), {}, borrow("residual", residual), borrow("out", out)};
+  GemmArguments a = epilogue.arguments(weights, m, 1, activation_named(activation));
+  std::vector<const void*> rows(m);
+  for (int64_t i = 0; i < m; ++i) rows[i] = data + i * k * bytes_of(weights);
+  a.rows = rows.data();
+  py::gil_scoped_release release;
+  gemm(weights, a, pool);
+}
+
+// sources: [R, h, w, C] each. out, residual: [R * h' * w', N].
+void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py::object>& sources,
+            const py::object& out, const std::vector<int64_t>& kernel, int64_t stride,
+            const std::vector<int64_t>& padding, int64_t upsample, const py::object& bias, const py::object& shift,
+            const py::object& residual, const std::string& activation) {
+  std::vector<Borrowed> borrowed;
+  std::vector<ConvSource> inputs;
+  std::vector<int64_t> widths;
+  int64_t widest = 0;
+  for (const py::object& source : sources) {
+    borrowed.push_back(borrow("source", source));
+    const std::vector<int64_t>& shape = borrowed.back().tensor.shape;
+    if (shape.size() != 4) throw std::invalid_argument("source is " + text(shape) + ", wants [R, h, w, C]");
+    std::vector<int64_t> wanted = borrowed.front().tensor.shape;
+    wanted[3] = shape[3];
+    inputs.push_back({compact("source", borrowed.back(), weights.dtype(), wanted), shape[3]});
+    widest = std::max(widest, shape[3]);
+  }
+  if (inputs.empty()) throw std::invalid_argument("sources is empty");
+  if (kernel.size() != 2 || padding.size() != 4) throw std::invalid_argument("kernel wants 2 numbers, padding 4");
+  for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
+    for (const ConvSource& input : inputs) widths.push_back(input.channels);
+  }
+  if (widths != weights.widths())
+    throw std::invalid_argument("weights have spans " + text(weights.widths()) + ", want " + text(widths));
+  const std::vector<int64_t>& shape = borrowed.front().tensor.shape;
+  ConvGeometry g{shape[0], shape[1], shape[2], 0, 0, kernel[0], kernel[1], stride, padding[2], padding[0], upsample};
+  g.out_width = (shape[2] * upsample + padding[0] + padding[1] - kernel[1]) / stride + 1;
+  g.out_height = (shape[1] * upsample + padding[2] + padding[3] - kernel[0]) / stride + 1;
+  const int64_t m = g.rows * g.out_height * g.out_width;
+  const Epilogue epilogue{borrow("bias", bias), borrow("shift", shift), borrow("residual", residual),
+                          borrow("out", out)};
+  GemmArguments a = epilogue.arguments(weights, m, g.rows, activation_named(activation));
+  py::gil_scoped_release release;
+  const std::vector<std::byte> zeros(widest * bytes_of(weights));
+  const std::vector<const void*> rows = conv_rows(inputs, g, zeros.data(), bytes_of(weights));
+  a.rows = rows.data();
+  gemm(weights, a, pool);
+}
+
+}  // namespace
+
+void bind_gemm(py::module_& module) {
+  py::class_<ThreadPool>(module, "ThreadPool")
+      .def(py::init<int>(), py::arg("threads"))
+      .def_property_readonly("threads", &ThreadPool::threads);
+  py::class_<PackedWeights>(module, "PackedWeights")
+      .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "")
+      .def_property_readonly("bytes", &PackedWeights::bytes);
+  module.def("linear", &linear, py::arg("pool"), py::arg("weights"), py::arg("x"), py::arg("out"), py::kw_only(),
+             py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("activation") = "");
+  module.def("conv2d", &conv2d, py::arg("pool"), py::arg("weights"), py::arg("sources"), py::arg("out"), py::kw_only(),
+             py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = std::vector<int64_t>{1, 1, 1, 1},
+             py::arg("upsample") = 1, py::arg("bias") = py::none(), py::arg("shift") = py::none(),
+             py::arg("residual") = py::none(), py::arg("activation") = "");
+}
+
+}  // namespace bridle::python

@@ -1,0 +1,68 @@
+// Matrix products that read their left operand through row pointers. With one span it is a linear layer; a convolution
+// has a span for every tap and source, so nothing is ever unfolded or concatenated:
+//   out[m, n] = activation(sum over spans s and c < width_s of row[s][m][c] * weight[n, s, c]
+//                          + bias[n] + shift[m / positions, n] + residual[m, n])
+// Sums are float32 and in an order that depends on K alone: a row's bits do not depend on its neighbours.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "bridle/isa.h"
+#include "bridle/strided.h"
+#include "bridle/thread_pool.h"
+
+namespace bridle {
+
+enum class Activation { kNone, kSilu };
+
+struct GemmVariant;
+
+// Weights in the order in which a variant reads them: panels of `panel_width` outputs, and in a panel all of K.
+class PackedWeights {
+ public:
+  // weight: [N, K] float32, K the concatenation of the spans. dtype: of the packed weights, float32 or bfloat16
+  // (rounded to nearest, ties to even). Throws std::invalid_argument for a variant that the CPU or the dtype lacks, and
+  // for odd widths in bfloat16.
+  PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa);
+
+  int64_t n() const { return n_; }
+  int64_t panels() const { return panels_; }
+  Dtype dtype() const { return dtype_; }
+  const std::vector<int64_t>& widths() const { return widths_; }
+  const GemmVariant& variant() const { return *variant_; }
+  const std::byte* panel(int64_t index) const { return data_.get() + index * panel_bytes_; }
+  size_t bytes() const { return static_cast<size_t>(panels_ * panel_bytes_); }
+
+ private:
+  struct Free {
+    void operator()(std::byte* data) const;
+  };
+
+  void pack_panel(const float* weight, int64_t index);
+
+  int64_t n_, k_, panels_, panel_bytes_;
+  std::vector<int64_t> widths_;
+  Dtype dtype_;
+  const GemmVariant* variant_;
+  std::unique_ptr<std::byte[], Free> data_;
+};
+
+struct GemmArguments {
+  const void* const* rows = nullptr;  // [spans][m], each to `width` elements of the weights' dtype
+  int64_t m = 0;
+  const float* bias = nullptr;     // [N] or absent
+  const float* shift = nullptr;    // [m / positions, N] or absent
+  int64_t positions = 1;           // rows that share a row of `shift`
+  const void* residual = nullptr;  // [m, N] of the weights' dtype or absent, `stride` elements apart
+  int64_t residual_stride = 0;
+  void* out = nullptr;  // [m, N] of the weights' dtype
+  int64_t out_stride = 0;
+  Activation activation = Activation::kNone;
+};
+
+void gemm(const PackedWeights& weights, const GemmArguments& arguments, ThreadPool& pool);
+
+}  // namespace bridle

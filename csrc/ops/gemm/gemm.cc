@@ -1,0 +1,157 @@
+#include "bridle/gemm.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "ops/gemm/element.h"
+#include "ops/gemm/variant.h"
+
+namespace bridle {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+// Rows of a task: what of the left operand and of the sums a task keeps in L2.
+constexpr int64_t kBlockRows = 96;
+// Elements of K that are summed in registers: few enough that kBlockRows of the left operand and the panel stay in L2,
+// and that the rounding of long sums stays small.
+constexpr int64_t kBlockDepth = 320;
+
+int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+}  // namespace
+
+const GemmVariant& gemm_variant(Dtype dtype, Isa isa) {
+  if (dtype == Dtype::kFloat32) {
+#if defined(__x86_64__)
+    if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return avx512_gemm_float32();
+    if (isa == Isa::kAvx2) return avx2_gemm_float32();
+#endif
+    return scalar_gemm_float32();
+  }
+  if (dtype == Dtype::kBFloat16) {
+#if defined(__x86_64__)
+    if (isa == Isa::kAvx512Bf16) return avx512_gemm_bfloat16();
+#endif
+    if (isa == Isa::kScalar) return scalar_gemm_bfloat16();
+  }
+  throw std::invalid_argument("gemm: no " + isa_name(isa) + " variant for this dtype");
+}
+
+void PackedWeights::Free::operator()(std::byte* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
+
+PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa)
+    : n_(n), widths_(std::move(widths)), dtype_(dtype), variant_(&gemm_variant(dtype, isa)) {
+  if (n < 1) throw std::invalid_argument("gemm: n is " + std::to_string(n) + ", wants 1 or more");
+  if (widths_.empty()) throw std::invalid_argument("gemm: widths is empty, wants one span or more");
+  for (const int64_t width : widths_) {
+    if (width < 1 || (dtype == Dtype::kBFloat16 && width % 2 != 0)) {
+      throw std::invalid_argument("gemm: a width is " + std::to_string(width) +
+                                  (dtype == Dtype::kBFloat16 ? ", wants an even number" : ", wants 1 or more"));
+    }
+  }
+  k_ = std::accumulate(widths_.begin(), widths_.end(), int64_t{0});
+  panels_ = round_up(n, variant_->panel_width) / variant_->panel_width;
+  panel_bytes_ = round_up(k_ * variant_->panel_width * size_of(dtype), kAlignment);
+  data_.reset(static_cast<std::byte*>(::operator new[](bytes(), std::align_val_t{kAlignment})));
+  for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(weight, panel);
+}
+
+void PackedWeights::pack_panel(const float* weight, int64_t index) {
+  const int64_t width = variant_->panel_width,
+                depth = dtype_ == Dtype::kBFloat16 && variant_->isa != Isa::kScalar ? 2 : 1;
+  std::byte* const out = data_.get() + index * panel_bytes_;
+  for (int64_t k = 0; k < k_; ++k) {
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t row = index * width + j;
+      const float value = row < n_ ? weight[row * k_ + k] : 0.0f;
+      const int64_t place = (k / depth * width + j) * depth + k % depth;
+      if (dtype_ == Dtype::kFloat32) {
+        std::memcpy(out + place * 4, &value, 4);
+      } else {
+        const uint16_t narrow = BFloat16::narrow(value);
+        std::memcpy(out + place * 2, &narrow, 2);
+      }
+    }
+  }
+}
+
+namespace {
+
+// One task: a block of rows times one panel. sums: [kBlockRows][panel width].
+class Block {
+ public:
+  Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t panel, float* sums)
+      : weights_(weights),
+        variant_(weights.variant()),
+        a_(a),
+        first_(first),
+        count_(std::min(kBlockRows, a.m - first)),
+        panel_(panel),
+        sums_(sums) {}
+
+  void run() {
+    int64_t k = 0;
+    for (size_t span = 0; span < weights_.widths().size(); ++span) {
+      const int64_t width = weights_.widths()[span];
+      for (int64_t from = 0; from < width; from += kBlockDepth) {
+        const int64_t depth = std::min(kBlockDepth, width - from);
+        add(static_cast<int64_t>(span), from, depth, k);
+        k += depth;
+      }
+    }
+    for (int64_t i = 0; i < count_; ++i) finish(i);
+  }
+
+ private:
+  // Adds `depth` elements of a span, from `from` on, which are K's elements from k on.
+  void add(int64_t span, int64_t from, int64_t depth, int64_t k) {
+    const int64_t width = variant_.panel_width;
+    const std::byte* panel = weights_.panel(panel_) + k * width * size_of(weights_.dtype());
+    for (int64_t i = 0; i < count_; i += variant_.rows) {
+      // Rows behind the last repeat it; their sums are never read.
+      std::array<const void*, 16> rows;
+      for (int64_t j = 0; j < variant_.rows; ++j) {
+        rows[j] = a_.rows[span * a_.m + first_ + std::min(i + j, count_ - 1)];
+      }
+      variant_.tile({rows.data(), from, depth, panel, sums_ + i * width, k == 0});
+    }
+  }
+
+  void finish(int64_t i) {
+    const int64_t row = first_ + i, column = panel_ * variant_.panel_width, n = weights_.n();
+    const int64_t bytes = size_of(weights_.dtype());
+    const auto at = [&](const void* base, int64_t stride) {
+      return static_cast<const std::byte*>(base) + (row * stride + column) * bytes;
+    };
+    variant_.epilogue({sums_ + i * variant_.panel_width, a_.bias == nullptr ? nullptr : a_.bias + column,
+                       a_.shift == nullptr ? nullptr : a_.shift + row / a_.positions * n + column,
+                       a_.residual == nullptr ? nullptr : at(a_.residual, a_.residual_stride),
+                       const_cast<std::byte*>(at(a_.out, a_.out_stride)), std::min(variant_.panel_width, n - column),
+                       a_.activation});
+  }
+
+  const PackedWeights& weights_;
+  const GemmVariant& variant_;
+  const GemmArguments& a_;
+  const int64_t first_, count_, panel_;
+  float* const sums_;
+};
+
+}  // namespace
+
+void gemm(const PackedWeights& weights, const GemmArguments& arguments, ThreadPool& pool) {
+  const int64_t blocks = round_up(arguments.m, kBlockRows) / kBlockRows;
+  pool.run(blocks * weights.panels(), [&](int64_t task) {
+    alignas(kAlignment) float sums[kBlockRows * 64];
+    Block(weights, arguments, task / weights.panels() * kBlockRows, task % weights.panels(), sums).run();
+  });
+}
+
+}  // namespace bridle

@@ -1,0 +1,48 @@
+// What an instruction set contributes to the matrix product: one register tile over a piece of K, and the epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "bridle/gemm.h"
+
+namespace bridle {
+
+// `rows` left operands, each from the same element on, times a panel: accumulators [rows][panel width] float32.
+struct TileArguments {
+  const void* const* rows;  // [variant.rows]
+  int64_t first;            // element
+  int64_t count;            // elements
+  const void* panel;        // [count][panel width], or in bfloat16 [count / 2][panel width][2]
+  float* sums;
+  bool fresh;  // sums start at 0, else at what is there
+};
+
+struct EpilogueArguments {
+  const float* sums;  // [panel width]
+  const float* bias;  // at the panel's first output, or absent, as the two below
+  const float* shift;
+  const void* residual;
+  void* out;
+  int64_t count;  // outputs
+  Activation activation;
+};
+
+struct GemmVariant {
+  Isa isa;
+  Dtype dtype;
+  int64_t rows;
+  int64_t panel_width;
+  void (*tile)(const TileArguments&);
+  void (*epilogue)(const EpilogueArguments&);
+};
+
+const GemmVariant& scalar_gemm_float32();
+const GemmVariant& scalar_gemm_bfloat16();
+const GemmVariant& avx2_gemm_float32();
+const GemmVariant& avx512_gemm_float32();
+const GemmVariant& avx512_gemm_bfloat16();
+
+// Throws std::invalid_argument if there is none.
+const GemmVariant& gemm_variant(Dtype dtype, Isa isa);
+
+}  // namespace bridle

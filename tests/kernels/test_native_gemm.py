@@ -1,0 +1,178 @@
+"""linear and conv2d of the C++ core: the acceptance rule, exact cases, and rows that do not know their neighbours."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridle_kernels import _core, available_isas
+from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
+
+VARIANTS = [(isa, torch.float32) for isa in available_isas() if isa != "avx512_bf16"]
+VARIANTS += [(isa, torch.bfloat16) for isa in available_isas() if isa in ("scalar", "avx512_bf16")]
+each_variant = pytest.mark.parametrize(("isa", "dtype"), VARIANTS, ids=lambda value: str(value).removeprefix("torch."))
+
+SIZES = [(1, 2, 1), (5, 6, 63), (7, 320, 64), (97, 322, 65), (33, 640, 130), (200, 1000, 31), (95, 34, 129)]
+"""m, K, N, around the edges of tiles, blocks and panels."""
+CONVOLUTIONS = [
+    ((4,), 8, 3, 1, (1, 1, 1, 1), 1, (2, 5, 7)),
+    ((32,), 65, 3, 2, (1, 1, 1, 1), 1, (1, 9, 6)),
+    ((16, 8), 32, 3, 1, (1, 1, 1, 1), 1, (3, 4, 4)),
+    ((10,), 12, 3, 2, (0, 1, 0, 1), 1, (2, 6, 6)),
+    ((8,), 20, 3, 1, (1, 1, 1, 1), 2, (2, 3, 5)),
+    ((6, 2), 7, 1, 1, (0, 0, 0, 0), 1, (2, 3, 3)),
+]
+"""Channels of the sources, outputs, kernel, stride, padding, upsampling, (R, h, w)."""
+
+
+def rand(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(seed: int, *shape: int) -> Tensor:
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+class Guarded:
+    """A poisoned output [m, n] between guards."""
+
+    def __init__(self, m: int, n: int, dtype: torch.dtype) -> None:
+        self.buffer = poisoned((m * n + 2 * GUARD,), dtype)
+        self.before = self.buffer.clone()
+        self.out = self.buffer[GUARD:-GUARD].view(m, n)
+
+    def check(self) -> Tensor:
+        """The output; asserts that the guards are untouched."""
+        bits, wanted = (t.view(torch.int16) for t in (self.buffer, self.before))
+        edge = GUARD * self.buffer.element_size() // 2
+        assert torch.equal(bits[:edge], wanted[:edge]) and torch.equal(bits[-edge:], wanted[-edge:])
+        return self.out
+
+
+def packed(weight: Tensor, widths: list[int], isa: str, dtype: torch.dtype) -> _core.PackedWeights:
+    return _core.PackedWeights(weight.float().contiguous(), widths, str(dtype).removeprefix("torch."), isa)
+
+
+def linear(
+    x: Tensor, weight: Tensor, isa: str, threads: int = 2, residual: Tensor | None = None, **named: object
+) -> Tensor:
+    target = Guarded(x.shape[0], weight.shape[0], x.dtype)
+    weights = packed(weight, [x.shape[1]], isa, x.dtype)
+    _core.linear(_core.ThreadPool(threads), weights, x, target.out, residual=residual, **named)
+    return target.check()
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_variant
+def test_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int], activation: str) -> None:
+    m, k, n = size
+    x, weight, bias = rand(1, m, k).to(dtype), (rand(2, n, k) / k**0.5).to(dtype), rand(3, n)
+    residual = rand(4, m, n).to(dtype)
+    ours = linear(x, weight, isa, bias=bias, residual=residual, activation=activation)
+    wide = [t.double() for t in (x, weight, bias, residual)]
+    exact = F.linear(*wide[:3]) + wide[3]
+    peer = F.linear(x, weight, bias.to(dtype)) + residual
+    magnitude = wide[0].abs() @ wide[1].abs().T + bias.abs() + wide[3].abs()
+    if activation:
+        exact, peer = F.silu(exact), F.silu(peer)
+    assert_as_good_as_peer(ours, exact, peer, magnitude, 320 + k // 320 + 4)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_variant
+def test_linear_of_integers_is_exact(isa: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    m, k, n = size
+    x, weight = torch.zeros(m, k), integers(6, n, k)
+    x[:, : min(k, 30)] = integers(5, m, min(k, 30))
+    bias = integers(7, n)
+    ours = linear(x.to(dtype), weight.to(dtype), isa, bias=bias)
+    assert_integer_exact(ours, F.linear(x.double(), weight.double(), bias.double()))
+
+
+@each_variant
+def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None:
+    """Nor does the number of threads matter. A NaN in one row stays there."""
+    x, weight = rand(8, 131, 322).to(dtype), rand(9, 70, 322).to(dtype)
+    together = linear(x, weight, isa, threads=1)
+    for threads in (2, 3, 7):
+        assert torch.equal(linear(x, weight, isa, threads), together)
+    for row in (0, 5, 96, 130):
+        assert torch.equal(linear(x[row : row + 1].clone(), weight, isa)[0], together[row])
+    x[64] = torch.nan
+    poisoned_run = linear(x, weight, isa)
+    others = torch.arange(131) != 64
+    assert torch.equal(poisoned_run[others], together[others]) and poisoned_run[64].isnan().all()
+
+
+def conv2d(sources: list[Tensor], weight: Tensor, isa: str, case: tuple, **named: object) -> Tensor:
+    """sources: [R, C, h, w]. Returns [R, N, h', w']."""
+    _, outputs, kernel, stride, padding, upsample, (rows, height, width) = case
+    dtype = sources[0].dtype
+    widths = [source.shape[1] for source in sources] * kernel**2
+    weights = packed(weight.permute(0, 2, 3, 1).reshape(outputs, -1), widths, isa, dtype)
+    out_width = (width * upsample + padding[0] + padding[1] - kernel) // stride + 1
+    out_height = (height * upsample + padding[2] + padding[3] - kernel) // stride + 1
+    target = Guarded(rows * out_height * out_width, outputs, dtype)
+    last = [source.permute(0, 2, 3, 1).contiguous() for source in sources]
+    pool = _core.ThreadPool(2)
+    options = {"kernel": [kernel, kernel], "stride": stride, "padding": list(padding), "upsample": upsample}
+    _core.conv2d(pool, weights, last, target.out, **options, **named)
+    return target.check().view(rows, out_height, out_width, outputs).permute(0, 3, 1, 2)
+
+
+def torch_conv2d(x: Tensor, weight: Tensor, case: tuple) -> Tensor:
+    _, _, _, stride, padding, upsample, _ = case
+    x = x.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+    return F.conv2d(F.pad(x, padding), weight, stride=stride)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@each_variant
+def test_conv2d(isa: str, dtype: torch.dtype, case: tuple) -> None:
+    channels, outputs, kernel, *_, (rows, height, width) = case
+    sources = [rand(10 + i, rows, c, height, width).to(dtype) for i, c in enumerate(channels)]
+    weight = (rand(20, outputs, sum(channels), kernel, kernel) / (kernel**2 * sum(channels)) ** 0.5).to(dtype)
+    bias, shift = rand(21, outputs), rand(22, rows, outputs)
+    x = torch.cat(sources, 1)
+    plain = torch_conv2d(x.double(), weight.double(), case)
+    residual = rand(23, *plain.shape).to(dtype)
+    added = (bias + shift)[:, :, None, None]
+    flat = residual.permute(0, 2, 3, 1).reshape(-1, outputs).contiguous()
+    ours = conv2d(sources, weight, isa, case, bias=bias, shift=shift, residual=flat)
+    exact = plain + added.double() + residual.double()
+    peer = (torch_conv2d(x, weight, case) + added.to(dtype)) + residual
+    magnitude = torch_conv2d(x.double().abs(), weight.double().abs(), case) + added.abs() + residual.abs()
+    assert_as_good_as_peer(ours, exact, peer, magnitude, kernel**2 * sum(channels) + 4)
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+@each_variant
+def test_conv2d_of_integers_is_exact(isa: str, dtype: torch.dtype, case: tuple) -> None:
+    channels, outputs, kernel, *_, (rows, height, width) = case
+    sources = [integers(30 + i, rows, c, height, width).clamp(-1, 1) for i, c in enumerate(channels)]
+    weight = torch.zeros(outputs, sum(channels), kernel, kernel)
+    weight[:, : min(4, sum(channels))] = integers(40, outputs, min(4, sum(channels)), kernel, kernel)
+    ours = conv2d([s.to(dtype) for s in sources], weight.to(dtype), isa, case)
+    assert_integer_exact(ours, torch_conv2d(torch.cat(sources, 1).double(), weight.double(), case))
+
+
+def test_what_does_not_fit_is_named() -> None:
+    pool, x, out = _core.ThreadPool(1), rand(1, 3, 8), torch.zeros(3, 4)
+    weights = _core.PackedWeights(rand(2, 4, 8), [8])
+    with pytest.raises(ValueError, match=r"x is \[3, 7\], wants \[3, 8\]"):
+        _core.linear(pool, weights, rand(1, 3, 7), out)
+    with pytest.raises(ValueError, match=r"out is \[3, 5\], wants \[3, 4\]"):
+        _core.linear(pool, weights, x, torch.zeros(3, 5))
+    with pytest.raises(ValueError, match=r"bias is \[5\], wants \[4\]"):
+        _core.linear(pool, weights, x, out, bias=torch.zeros(5))
+    with pytest.raises(ValueError, match="x has another dtype"):
+        _core.linear(pool, weights, x.bfloat16(), out)
+    with pytest.raises(ValueError, match="x is not contiguous"):
+        _core.linear(pool, weights, rand(1, 8, 3).T, out)
+    with pytest.raises(ValueError, match="a width is 7, wants an even number"):
+        _core.PackedWeights(rand(2, 4, 7), [7], "bfloat16", "scalar")
+    with pytest.raises(ValueError, match=r"weights have spans \[8\], want"):
+        _core.conv2d(pool, weights, [rand(3, 1, 2, 2, 8)], out, kernel=[3, 3])
+    with pytest.raises(ValueError, match="threads is 0"):
+        _core.ThreadPool(0)
