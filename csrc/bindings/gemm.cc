@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
 #include "bridle/conv2d.h"
@@ -16,36 +17,10 @@ namespace {
 
 namespace py = pybind11;
 
-std::string text(const std::vector<int64_t>& shape) {
-  std::string result = "[";
-  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
-  return result + "]";
-}
-
-// A compact tensor of that shape and dtype, or nullptr for None. Throws std::invalid_argument otherwise.
-void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
-  const Strided& t = tensor.tensor;
-  if (!t) return nullptr;
-  if (t.dtype != dtype) throw std::invalid_argument(std::string(name) + " has another dtype than is wanted");
-  if (t.shape != shape) {
-    throw std::invalid_argument(std::string(name) + " is " + text(t.shape) + ", wants " + text(shape));
-  }
-  for (int64_t i = static_cast<int64_t>(shape.size()) - 1, stride = 1; i >= 0; stride *= shape[i--]) {
-    if (shape[i] > 1 && t.strides[i] != stride) throw std::invalid_argument(std::string(name) + " is not contiguous");
-  }
-  return t.data;
-}
-
 Dtype dtype_named(const std::string& name) {
   if (name == "float32") return Dtype::kFloat32;
   if (name == "bfloat16") return Dtype::kBFloat16;
   throw std::invalid_argument("dtype is '" + name + "', wants float32 or bfloat16");
-}
-
-Activation activation_named(const std::string& name) {
-  if (name.empty()) return Activation::kNone;
-  if (name == "silu") return Activation::kSilu;
-  throw std::invalid_argument("activation is '" + name + "', wants '' or silu");
 }
 
 int64_t bytes_of(const PackedWeights& weights) { return weights.dtype() == Dtype::kFloat32 ? 4 : 2; }

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_core, module) {
   module.def("active_isa", [] { return bridle::isa_name(bridle::active_isa()); });
   bridle::python::bind_gemm(module);
   bridle::python::bind_guide_step_blend(module);
+  bridle::python::bind_norm(module);
 }

@@ -43,3 +43,20 @@ def conv2d(
     residual: object = None,
     activation: str = "",
 ) -> None: ...
+def group_norm(
+    pool: ThreadPool,
+    sources: Sequence[object],
+    out: object,
+    weight: object,
+    bias: object,
+    *,
+    groups: int,
+    eps: float,
+    scale: object = None,
+    shift: object = None,
+    activation: str = "",
+    isa: str = "",
+) -> None: ...
+def layer_norm(
+    pool: ThreadPool, x: object, out: object, weight: object, bias: object, *, eps: float, isa: str = ""
+) -> None: ...

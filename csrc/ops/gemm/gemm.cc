@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "ops/gemm/element.h"
+#include "ops/element.h"
 #include "ops/gemm/variant.h"
 
 namespace bridle {

@@ -1,0 +1,20 @@
+// Arguments of ops from Python, checked by name.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "bindings/dlpack.h"
+#include "bridle/gemm.h"
+
+namespace bridle::python {
+
+std::string text(const std::vector<int64_t>& shape);
+
+// A compact tensor of that shape and dtype, or nullptr for None. Throws std::invalid_argument otherwise.
+void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape);
+
+// "" or "silu". Throws std::invalid_argument otherwise.
+Activation activation_named(const std::string& name);
+
+}  // namespace bridle::python

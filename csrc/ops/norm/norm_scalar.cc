@@ -1,0 +1,7 @@
+#include "ops/norm/norm_loops.h"
+
+namespace bridle {
+
+const NormKernels& scalar_norm(Dtype dtype) { return norm_kernels(dtype); }
+
+}  // namespace bridle
