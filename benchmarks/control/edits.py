@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import tqdm
 
 import bridle
 from bridle_eval.objects import best_of_kind, detect
@@ -15,6 +14,7 @@ from captions import Kind
 from held_out import Case
 from placed import named
 from rows import Settings, plain_request
+from sampling import sample_pictures
 from world import COLOURS, ByteImage
 
 
@@ -54,7 +54,7 @@ def measure_edits(
     distance of its mean colour, 2 is just visible. edits, kept: how many were judged.
     """
     edits = held_out_edits(cases)
-    before = _sample(engine, [plain_request(edit.case, settings) for edit in edits], batch, "edits: source")
+    before = sample_pictures(engine, [plain_request(edit.case, settings) for edit in edits], batch, "edits: source")
     alone = [plain_request(edit.case, settings, prompt=edit.prompt) for edit in edits]
     edited = [
         plain_request(
@@ -66,18 +66,9 @@ def measure_edits(
         for edit in edits
     ]
     return {
-        "prompt alone": _score(edits, before, _sample(engine, alone, batch, "edits: prompt alone")),
-        "PromptEdit": _score(edits, before, _sample(engine, edited, batch, "edits: PromptEdit")),
+        "prompt alone": _score(edits, before, sample_pictures(engine, alone, batch, "edits: prompt alone")),
+        "PromptEdit": _score(edits, before, sample_pictures(engine, edited, batch, "edits: PromptEdit")),
     }
-
-
-def _sample(engine: bridle.Engine, requests: Sequence[bridle.Request], batch: int, description: str) -> list[ByteImage]:
-    pictures = []
-    for start in tqdm(range(0, len(requests), batch), desc=description, unit="batch"):
-        results = engine.sample(list(requests[start : start + batch]), progress=False)
-        assert isinstance(results, list)
-        pictures += [np.asarray(result.images[0]) for result in results]
-    return pictures
 
 
 def _score(edits: Sequence[Edit], before: Sequence[ByteImage], after: Sequence[ByteImage]) -> dict[str, float | int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 import bridle
 from bridle_eval.objects import best_of_kind, detect
@@ -13,6 +12,7 @@ from bridle_eval.placement import pointing_chance, pointing_hit
 from held_out import Case
 from placed import phrases
 from rows import Settings, plain_request
+from sampling import first_image, sample_results
 
 
 def measure_pointing(
@@ -21,18 +21,14 @@ def measure_pointing(
     """hits: share of the objects in the pictures whose map is largest on them. chance: what a blind map would get."""
     hits, chances = [], []
     chosen = [case for case in cases if all(count == 1 for _, count in case.caption.claim.counts)]
-    for start in tqdm(range(0, len(chosen), batch), desc="pointing", unit="batch"):
-        part = chosen[start : start + batch]
-        results = engine.sample([_request(case, settings) for case in part], progress=False)
-        assert isinstance(results, list)
-        for case, result in zip(part, results, strict=True):
-            assert isinstance(result.images, list)
-            found = detect(np.asarray(result.images[0]))
-            for phrase, (kind, _) in phrases(case).items():
-                there = best_of_kind(found, kind)
-                if there is not None:
-                    hits.append(pointing_hit(result.maps[phrase][0], there.mask))
-                    chances.append(pointing_chance(there.mask))
+    requests = [_request(case, settings) for case in chosen]
+    for case, result in zip(chosen, sample_results(engine, requests, batch, "pointing"), strict=True):
+        found = detect(first_image(result))
+        for phrase, (kind, _) in phrases(case).items():
+            there = best_of_kind(found, kind)
+            if there is not None:
+                hits.append(pointing_hit(result.maps[phrase][0], there.mask))
+                chances.append(pointing_chance(there.mask))
     count = len(hits)
     if not count:
         return {"objects": 0}
