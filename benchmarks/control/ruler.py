@@ -12,7 +12,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,14 @@ from weights_hash import weights_hash
 from world import ByteImage
 
 SHEET_CASES = 6
+EXTRAS: Mapping[str, Callable[[bridle.Engine, Sequence[Case], Settings, int], Mapping[str, Any]]] = {
+    "diversity": measure_diversity,
+    "pointing": measure_pointing,
+    "edits": measure_edits,
+}
+"""What has no row of the table."""
+SAME = ("model_sha256", "prompts", "first_seed", "steps", "guidance_scale", "scheduler", "backend", "dtype")
+"""What two reports must agree in to be one measurement."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,7 +55,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--batch", type=int, default=16, help="requests sampled together")
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS), metavar="ROW")
+    names = [*ROWS, *EXTRAS]
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        choices=names,
+        default=names,
+        metavar="ROW",
+        help="what to measure; the rest is kept of an earlier report of the same measurement (default: everything)",
+    )
     parser.add_argument("--backend", default="reference")
     parser.add_argument("--device", default="auto")
     return parser.parse_args()
@@ -93,13 +109,28 @@ def provenance(arguments: argparse.Namespace, engine: bridle.Engine) -> dict[str
     }
 
 
-def print_table(table: Mapping[str, Mapping[str, Score]]) -> None:
+def print_table(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Markdown, one line a row."""
     columns = list(next(iter(table.values())))
     print(f"| | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")
     for name, scores in table.items():
-        cells = [f"{scores[column].mean:.3f}" for column in columns]
+        cells = [f"{scores[column]['mean']:.3f}" for column in columns]
         print(f"| {name} | {' | '.join(cells)} |")
+
+
+def merged(report: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The report, with what it lacks taken from the one in the file if that is of the same measurement."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if any(earlier.get(field) != report[field] for field in SAME):
+        return report
+    order = [*REFERENCES, *ROWS]
+    rows = {**earlier["rows"], **report["rows"]}
+    return {
+        **earlier,
+        **report,
+        "rows": {name: rows[name] for name in order if name in rows},
+        "seconds": {**earlier["seconds"], **report["seconds"]},
+    }
 
 
 def main() -> None:
@@ -108,24 +139,25 @@ def main() -> None:
     settings = Settings(arguments.steps, arguments.guidance)
     engine = bridle.load(arguments.model, backend=arguments.backend, device=arguments.device)
     cases = [held_out_case(index) for index in range(arguments.prompts)]
-    pictures, seconds = sample_rows(engine, arguments.rows, cases, settings, arguments.batch)
+    names = [name for name in arguments.rows if name in ROWS]
+    pictures, seconds = sample_rows(engine, names, cases, settings, arguments.batch)
     table = score_rows(cases, {**{name: make(cases) for name, make in REFERENCES.items()}, **pictures})
-    diversity = measure_diversity(engine, cases, settings, arguments.batch)
-    report = {
+    found = {
         **provenance(arguments, engine),
         "rows": {name: {column: asdict(score) for column, score in scores.items()} for name, scores in table.items()},
-        "diversity": diversity,
-        "pointing": measure_pointing(engine, cases, settings, arguments.batch),
-        "edits": measure_edits(engine, cases, settings, arguments.batch),
+        **{n: EXTRAS[n](engine, cases, settings, arguments.batch) for n in arguments.rows if n in EXTRAS},
         "seconds": seconds,
     }
+    report = merged(found, arguments.out)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
-    sheet = arguments.out.with_suffix(".png")
-    ruler_sheet(cases[:SHEET_CASES], {name: shown[:SHEET_CASES] for name, shown in pictures.items()}).save(sheet)
-    print_table(table)
-    print("\nlayout diversity: " + ", ".join(f"{name} {value:.3f}" for name, value in diversity.items()))
-    print(f"\n{arguments.out}, {sheet}")
+    print_table(report["rows"])
+    print("\n" + "\n".join(f"{name}: {report.get(name)}" for name in EXTRAS) + f"\n\n{arguments.out}")
+    if names:
+        sheet = arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(names).replace(' ', '-')}.png")
+        sheet = arguments.out.with_suffix(".png") if len(names) == len(ROWS) else sheet
+        ruler_sheet(cases[:SHEET_CASES], {name: shown[:SHEET_CASES] for name, shown in pictures.items()}).save(sheet)
+        print(sheet)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,15 @@ from world import ByteImage
 
 def sample_results(
     engine: bridle.Engine, requests: Sequence[bridle.Request], batch: int, description: str
-) -> list[bridle.Result]:
+) -> Iterator[bridle.Result]:
     """In the order of the requests. batch: requests sampled together."""
     parts = [list(requests[start : start + batch]) for start in range(0, len(requests), batch)]
-    found: list[bridle.Result] = []
     bar = tqdm(total=len(requests), desc=description, unit="picture")
     with bar, _one_thread_each() as cores, ThreadPoolExecutor(cores) as pool:
         for results in pool.map(lambda part: engine.sample(part, progress=False), parts):
             assert isinstance(results, list)
-            found += results
+            yield from results
             bar.update(len(results))
-    return found
 
 
 def sample_pictures(

@@ -14,6 +14,9 @@ std::string text(const std::vector<int64_t>& shape);
 // A compact tensor of that shape and dtype, or nullptr for None. Throws std::invalid_argument otherwise.
 void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape);
 
+// The same where None is refused too.
+void* required(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape);
+
 // "" or "silu". Throws std::invalid_argument otherwise.
 Activation activation_named(const std::string& name);
 

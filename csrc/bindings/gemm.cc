@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -31,7 +32,7 @@ PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths,
   const int64_t n = borrowed.tensor.shape.empty() ? 0 : borrowed.tensor.shape[0];
   int64_t k = 0;
   for (const int64_t width : widths) k += width;
-  const auto* data = static_cast<const float*>(compact("weight", borrowed, Dtype::kFloat32, {n, k}));
+  const auto* data = static_cast<const float*>(required("weight", borrowed, Dtype::kFloat32, {n, k}));
   const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
   py::gil_scoped_release release;
   return PackedWeights(data, n, widths, dtype_named(dtype), chosen);
@@ -41,17 +42,18 @@ PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths,
 struct Epilogue {
   Borrowed bias, shift, residual, out;
 
-  GemmArguments arguments(const PackedWeights& weights, int64_t m, int64_t images, Activation activation) const {
+  GemmArguments arguments(const PackedWeights& weights, int64_t images, int64_t positions,
+                          Activation activation) const {
     GemmArguments a;
+    const int64_t m = images * positions;
     a.m = m;
-    a.positions = m / images;
+    a.positions = positions;
     a.bias = static_cast<const float*>(compact("bias", bias, Dtype::kFloat32, {weights.n()}));
     a.shift = static_cast<const float*>(compact("shift", shift, Dtype::kFloat32, {images, weights.n()}));
     a.residual = compact("residual", residual, weights.dtype(), {m, weights.n()});
-    a.out = compact("out", out, weights.dtype(), {m, weights.n()});
+    a.out = required("out", out, weights.dtype(), {m, weights.n()});
     a.residual_stride = a.out_stride = weights.n();
     a.activation = activation;
-    if (a.out == nullptr) throw std::invalid_argument("out is None");
     return a;
   }
 };
@@ -61,9 +63,9 @@ void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x,
   const Borrowed left = borrow("x", x);
   if (left.tensor.shape.size() != 2 || weights.widths().size() != 1) throw std::invalid_argument("x wants [m, K]");
   const int64_t m = left.tensor.shape[0], k = weights.widths()[0];
-  const auto* data = static_cast<const std::byte*>(compact("x", left, weights.dtype(), {m, k}));
+  const auto* data = static_cast<const std::byte*>(required("x", left, weights.dtype(), {m, k}));
   const Epilogue epilogue{borrow("bias", bias), {}, borrow("residual", residual), borrow("out", out)};
-  GemmArguments a = epilogue.arguments(weights, m, 1, activation_named(activation));
+  GemmArguments a = epilogue.arguments(weights, 1, m, activation_named(activation));
   std::vector<const void*> rows(m);
   for (int64_t i = 0; i < m; ++i) rows[i] = data + i * k * bytes_of(weights);
   a.rows = rows.data();
@@ -71,7 +73,22 @@ void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x,
   gemm(weights, a, pool);
 }
 
-// sources: [R, h, w, C] each. out, residual: [R * h' * w', N].
+void check_geometry(const std::vector<int64_t>& shape, const std::vector<int64_t>& kernel, int64_t stride,
+                    const std::vector<int64_t>& padding, int64_t upsample) {
+  const auto require = [](bool good, const char* what) {
+    if (!good) throw std::invalid_argument(what);
+  };
+  require(kernel.size() == 2 && kernel[0] > 0 && kernel[1] > 0, "kernel wants two numbers of 1 or more");
+  require(padding.size() == 4, "padding wants left, right, top and bottom");
+  for (const int64_t side : padding) require(side >= 0, "padding wants numbers of 0 or more");
+  require(stride > 0, "stride wants 1 or more");
+  require(upsample > 0, "upsample wants 1 or more");
+  require(shape[1] * upsample + padding[2] + padding[3] >= kernel[0], "source is less high than the kernel");
+  require(shape[2] * upsample + padding[0] + padding[1] >= kernel[1], "source is narrower than the kernel");
+}
+
+// sources: [R, h, w, C] each. kernel: height, width. padding: left, right, top, bottom. out, residual: [R * h' * w',
+// N].
 void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py::object>& sources,
             const py::object& out, const std::vector<int64_t>& kernel, int64_t stride,
             const std::vector<int64_t>& padding, int64_t upsample, const py::object& bias, const py::object& shift,
@@ -86,11 +103,11 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
     if (shape.size() != 4) throw std::invalid_argument("source is " + text(shape) + ", wants [R, h, w, C]");
     std::vector<int64_t> wanted = borrowed.front().tensor.shape;
     wanted[3] = shape[3];
-    inputs.push_back({compact("source", borrowed.back(), weights.dtype(), wanted), shape[3]});
+    inputs.push_back({required("source", borrowed.back(), weights.dtype(), wanted), shape[3]});
     widest = std::max(widest, shape[3]);
   }
   if (inputs.empty()) throw std::invalid_argument("sources is empty");
-  if (kernel.size() != 2 || padding.size() != 4) throw std::invalid_argument("kernel wants 2 numbers, padding 4");
+  check_geometry(borrowed.front().tensor.shape, kernel, stride, padding, upsample);
   for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
     for (const ConvSource& input : inputs) widths.push_back(input.channels);
   }
@@ -100,10 +117,9 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
   ConvGeometry g{shape[0], shape[1], shape[2], 0, 0, kernel[0], kernel[1], stride, padding[2], padding[0], upsample};
   g.out_width = (shape[2] * upsample + padding[0] + padding[1] - kernel[1]) / stride + 1;
   g.out_height = (shape[1] * upsample + padding[2] + padding[3] - kernel[0]) / stride + 1;
-  const int64_t m = g.rows * g.out_height * g.out_width;
   const Epilogue epilogue{borrow("bias", bias), borrow("shift", shift), borrow("residual", residual),
                           borrow("out", out)};
-  GemmArguments a = epilogue.arguments(weights, m, g.rows, activation_named(activation));
+  GemmArguments a = epilogue.arguments(weights, g.rows, g.out_height * g.out_width, activation_named(activation));
   py::gil_scoped_release release;
   const std::vector<std::byte> zeros(widest * bytes_of(weights));
   const std::vector<const void*> rows = conv_rows(inputs, g, zeros.data(), bytes_of(weights));

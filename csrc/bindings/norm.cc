@@ -21,6 +21,10 @@ const float* floats(const char* name, const Borrowed& tensor, const std::vector<
   return static_cast<const float*>(compact(name, tensor, Dtype::kFloat32, shape));
 }
 
+const float* wanted(const char* name, const Borrowed& tensor, const std::vector<int64_t>& shape) {
+  return static_cast<const float*>(required(name, tensor, Dtype::kFloat32, shape));
+}
+
 // sources: one or two of [R, positions, C]. out: [R, positions, sum of their channels].
 void run_group_norm(ThreadPool& pool, const std::vector<py::object>& sources, const py::object& out,
                     const py::object& weight, const py::object& bias, int64_t groups, double eps,
@@ -37,19 +41,19 @@ void run_group_norm(ThreadPool& pool, const std::vector<py::object>& sources, co
     a.rows = borrowed[0].tensor.shape[0];
     a.positions = borrowed[0].tensor.shape[1];
     a.channels[i] = shape[2];
-    a.sources[i] = compact("source", borrowed[i], a.dtype, {a.rows, a.positions, shape[2]});
+    a.sources[i] = required("source", borrowed[i], a.dtype, {a.rows, a.positions, shape[2]});
   }
   const int64_t channels = a.channels[0] + a.channels[1];
   const Borrowed w = borrow("weight", weight), b = borrow("bias", bias), s = borrow("scale", scale),
                  d = borrow("shift", shift), o = borrow("out", out);
   a.groups = groups;
   a.eps = eps;
-  a.weight = floats("weight", w, {channels});
-  a.bias = floats("bias", b, {channels});
+  a.weight = wanted("weight", w, {channels});
+  a.bias = wanted("bias", b, {channels});
   a.scale = floats("scale", s, {a.rows, channels});
   a.shift = floats("shift", d, {a.rows, channels});
   a.activation = activation_named(activation);
-  a.out = compact("out", o, a.dtype, {a.rows, a.positions, channels});
+  a.out = required("out", o, a.dtype, {a.rows, a.positions, channels});
   const Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   std::vector<double> workspace(group_norm_workspace(a) / sizeof(double) + 1);
@@ -65,11 +69,11 @@ void run_layer_norm(ThreadPool& pool, const py::object& x, const py::object& out
   a.dtype = in.tensor.dtype;
   a.m = in.tensor.shape[0];
   a.channels = in.tensor.shape[1];
-  a.x = compact("x", in, a.dtype, {a.m, a.channels});
+  a.x = required("x", in, a.dtype, {a.m, a.channels});
   a.eps = eps;
-  a.weight = floats("weight", w, {a.channels});
-  a.bias = floats("bias", b, {a.channels});
-  a.out = compact("out", o, a.dtype, {a.m, a.channels});
+  a.weight = wanted("weight", w, {a.channels});
+  a.bias = wanted("bias", b, {a.channels});
+  a.out = required("out", o, a.dtype, {a.m, a.channels});
   const Isa chosen = isa_of(isa);
   py::gil_scoped_release release;
   layer_norm(a, chosen, pool);

@@ -26,7 +26,7 @@ std::vector<Isa> available_isas() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
     found.push_back(Isa::kAvx2);
-  if (__builtin_cpu_supports("avx512f")) found.push_back(Isa::kAvx512);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) found.push_back(Isa::kAvx512);
   if (__builtin_cpu_supports("avx512bf16")) found.push_back(Isa::kAvx512Bf16);
 #endif
   return found;

@@ -5,6 +5,8 @@
 #include <cstdint>
 
 namespace bridle {
+// Every variant has its own: their flags differ.
+namespace {
 
 struct Float32 {
   using Stored = float;
@@ -25,4 +27,5 @@ struct BFloat16 {
   }
 };
 
+}  // namespace
 }  // namespace bridle

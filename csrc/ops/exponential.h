@@ -26,7 +26,11 @@ inline float exponential(float x) {
   return p * std::bit_cast<float>(exponent << 23);
 }
 
-inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+// Below -88 the true value is less than 1e-36.
+inline float silu(float x) {
+  const float value = x / (1.0f + exponential(-x));
+  return x < -88.0f ? 0.0f : value;
+}
 
 }  // namespace
 }  // namespace bridle

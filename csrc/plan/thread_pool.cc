@@ -2,6 +2,8 @@
 
 #include <exception>
 #include <stdexcept>
+#include <string>
+#include <utility>
 
 namespace bridle {
 namespace {
@@ -20,10 +22,19 @@ void pause() {
 ThreadPool::ThreadPool(int threads) {
   if (threads < 1)
     throw std::invalid_argument("ThreadPool: threads is " + std::to_string(threads) + ", wants 1 or more");
-  for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+  // All of them exist before any looks at how many there are.
+  const std::lock_guard<std::mutex> starting(caller_);
+  try {
+    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stop_.store(true);
   generation_.fetch_add(1);
   generation_.notify_all();
@@ -50,7 +61,7 @@ void ThreadPool::run(int64_t count, const Task& task) {
       busy_.wait(left);
     }
   }
-  if (error_) std::rethrow_exception(error_);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
 }
 
 void ThreadPool::work(int worker) {

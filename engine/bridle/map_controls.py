@@ -67,8 +67,8 @@ class InjectMap:
     map: array or image, 1 = here. box: (left, top, right, bottom) as fractions, instead of a map. mode "bias": the words'
     attention is multiplied before normalisation by (m / mean m) ** strength, with m the map lifted off zero (see
     `controls.inject_map`). mode "mass": the share `strength` of each word's attention is laid out as the map says
-    (arXiv 2304.03373, forward guidance). strength: 0 to 10, or 0 to 1 for "mass"; 0 changes nothing. layers: as in
-    `CaptureMaps`. Raises RequestError.
+    (arXiv 2304.03373, forward guidance). strength: 0 to 10, or 0 to 1 for "mass"; 0 changes nothing. layers: named as
+    in `CaptureMaps`, None = all. Raises RequestError.
     """
 
     words: str | Sequence[str]

@@ -26,6 +26,7 @@ CHANNELS = (64, 128, 160)
 CAPTIONS_PER_SCENE = 4
 CAPTION_DROPOUT = 0.1
 UNIFORM_TIMESTEPS = 0.4
+"""Share of the time steps that are drawn evenly."""
 SHEET_PROMPTS = (
     "a red circle left of a blue star",
     "a green square above a yellow heart",

@@ -3,7 +3,7 @@
 Runs on a CPU or a GPU, resumes where it was stopped, and rewrites the exported
 pipeline in `OUT/pocket` after every stage and every few minutes. With
 `--continue-from FOLDER` every stage starts from an exported pipeline's weights,
-and `--shares 0 0.8 0.08 0.06 0.06` leaves its autoencoder as it is.
+and `--shares 0 0.8 0.06 0.08 0.06` leaves its autoencoder as it is.
 """
 
 from __future__ import annotations

@@ -176,3 +176,35 @@ def test_what_does_not_fit_is_named() -> None:
         _core.conv2d(pool, weights, [rand(3, 1, 2, 2, 8)], out, kernel=[3, 3])
     with pytest.raises(ValueError, match="threads is 0"):
         _core.ThreadPool(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stride": 0}, "stride wants 1 or more"),
+        ({"upsample": 0}, "upsample wants 1 or more"),
+        ({"padding": [0, -1, 0, 0]}, "padding wants numbers of 0 or more"),
+        ({"padding": [0, 0, 0, 0]}, "source is less high than the kernel"),
+        ({"out": None}, "out is None"),
+        ({"residual": torch.zeros(0, 9)}, r"residual is \[0, 9\], wants \[1, 4\]"),
+    ],
+)
+def test_convolutions_that_make_no_sense_are_named(changes: dict, message: str) -> None:
+    weights = _core.PackedWeights(rand(2, 4, 18), [2] * 9)
+    named = {"out": torch.zeros(1, 4), "kernel": [3, 3], **changes}
+    with pytest.raises(ValueError, match=message):
+        _core.conv2d(_core.ThreadPool(1), weights, [rand(3, 1, 1, 1, 2)], **named)
+
+
+def test_no_rows_are_no_work() -> None:
+    weights = _core.PackedWeights(rand(2, 4, 8), [8])
+    _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), torch.zeros(0, 4))
+    taps = _core.PackedWeights(rand(2, 4, 18), [2] * 9)
+    _core.conv2d(_core.ThreadPool(2), taps, [torch.zeros(0, 3, 3, 2)], torch.zeros(0, 4), kernel=[3, 3])
+
+
+@each_variant
+def test_silu_of_huge_numbers(isa: str, dtype: torch.dtype) -> None:
+    x = torch.tensor([[-1e38, 0.0], [-100.0, 0.0], [0.0, 0.0], [1e38, 0.0], [torch.nan, 0.0]]).to(dtype)
+    out = linear(x, torch.tensor([[1.0, 0.0]]).to(dtype), isa, activation="silu")[:, 0].float()
+    assert torch.equal(out[:3], torch.zeros(3)) and out[3] == x[3, 0].float() and out[4].isnan()

@@ -146,3 +146,9 @@ def test_what_does_not_fit_is_named() -> None:
         _core.group_norm(pool, [x], torch.empty(1, 4, 6), torch.ones(5), w, groups=2, eps=1e-5)
     with pytest.raises(ValueError, match="wants float32 or bfloat16"):
         _core.layer_norm(pool, x[0].half(), torch.empty(4, 6, dtype=torch.float16), w, w, eps=1e-5)
+    with pytest.raises(ValueError, match="weight is None"):
+        _core.group_norm(pool, [x], torch.empty(1, 4, 6), None, w, groups=2, eps=1e-5)
+    with pytest.raises(ValueError, match="out is None"):
+        _core.layer_norm(pool, x[0], None, w, w, eps=1e-5)
+    with pytest.raises(ValueError, match="x has no channels"):
+        _core.layer_norm(pool, torch.zeros(3, 0), torch.zeros(3, 0), torch.zeros(0), torch.zeros(0), eps=1e-5)

@@ -56,6 +56,9 @@ def test_every_module_and_marker_is_in_it(wheel: zipfile.ZipFile) -> None:
             assert file.relative_to(ROOT / root).as_posix() in names
     for package in ("bridle", "bridle_kernels", "bridle_exporters"):
         assert f"{package}/py.typed" in names
+    assets = [file for file in (ROOT / "engine" / "bridle" / "assets").rglob("*") if file.is_file()]
+    assert len(assets) > 10
+    assert {file.relative_to(ROOT / "engine").as_posix() for file in assets} <= names
     assert any(name.startswith("bridle_kernels/_core.") and name.endswith(".so") for name in names)
 
 

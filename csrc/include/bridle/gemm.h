@@ -24,8 +24,8 @@ struct GemmVariant;
 class PackedWeights {
  public:
   // weight: [N, K] float32, K the concatenation of the spans. dtype: of the packed weights, float32 or bfloat16
-  // (rounded to nearest, ties to even). Throws std::invalid_argument for a variant that the CPU or the dtype lacks, and
-  // for odd widths in bfloat16.
+  // (rounded to nearest, ties to even). Throws std::invalid_argument for a variant that the dtype lacks (the CPU must
+  // have it: see isa_from_name), and for odd widths in bfloat16.
   PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa);
 
   int64_t n() const { return n_; }

@@ -13,7 +13,8 @@
 namespace bridle {
 
 // activation(((x - mean) / sqrt(variance + eps) * weight + bias) * (1 + scale) + shift), mean and variance of each row
-// and group of channels. Statistics in float64 of exact pieces: their order depends on the number of positions alone.
+// and group of channels. float32 moments of 64 positions, merged in float64: the order depends on the number of
+// positions alone.
 struct GroupNorm {
   std::array<const void*, 2> sources =
       {};  // [R, positions, channels[i]], read as if concatenated; the second may be absent

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -24,10 +25,12 @@ class ThreadPool {
 
   // Calls task(0) ... task(count - 1), each once, and returns when all have returned. Thread w has the tasks from
   // w * count / threads on: which thread runs what never depends on timing. Where another caller has the pool, this
-  // one runs its tasks alone. The first exception of a task is thrown here, after all have ended.
+  // one runs its tasks alone. The first exception of a task is thrown here, after all threads have ended; it costs the
+  // thread's other tasks. A task must not call run itself, and a pool does not survive fork().
   void run(int64_t count, const Task& task);
 
  private:
+  void stop();
   void work(int worker);
   void run_share(int worker) noexcept;
   void wait_for(uint32_t seen);

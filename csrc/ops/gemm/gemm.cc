@@ -7,6 +7,7 @@
 #include <numeric>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "ops/element.h"
 #include "ops/gemm/variant.h"

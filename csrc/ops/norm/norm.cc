@@ -120,7 +120,7 @@ size_t group_norm_workspace(const GroupNorm& a) {
 
 void group_norm(const GroupNorm& a, std::byte* workspace, Isa isa, ThreadPool& pool) {
   const int64_t channels = a.channels[0] + a.channels[1];
-  if (a.groups < 1 || channels % a.groups != 0) {
+  if (a.groups < 1 || channels < 1 || channels % a.groups != 0) {
     throw std::invalid_argument("group_norm: groups is " + std::to_string(a.groups) + ", wants a divisor of " +
                                 std::to_string(channels));
   }
@@ -128,6 +128,7 @@ void group_norm(const GroupNorm& a, std::byte* workspace, Isa isa, ThreadPool& p
 }
 
 void layer_norm(const LayerNorm& a, Isa isa, ThreadPool& pool) {
+  if (a.channels < 1) throw std::invalid_argument("layer_norm: x has no channels");
   const NormKernels& kernels = kernels_for(a.dtype, isa);
   const int64_t bytes = a.channels * (a.dtype == Dtype::kFloat32 ? 4 : 2);
   pool.run((a.m + kLayerRows - 1) / kLayerRows, [&](int64_t task) {

@@ -57,7 +57,10 @@ def _levels(config: UNetConfig, control: CaptureMaps, latent_size: tuple[int, in
 
 def _chosen(config: UNetConfig, control: CaptureMaps) -> tuple[bool, ...]:
     """Which cross-attentions take part."""
-    return chosen_sites(config, ("down", "up") if control.layers is None else control.layers, "CaptureMaps.layers")
+    if control.layers is not None:
+        return chosen_sites(config, control.layers, "CaptureMaps.layers")
+    outer = tuple(not site.name.startswith("mid_block") for site in attention_sites(config))
+    return outer if any(outer) else (True,) * len(outer)
 
 
 def _active(control: CaptureMaps, steps: int) -> NDArray[np.bool_]:

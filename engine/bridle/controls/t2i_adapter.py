@@ -7,6 +7,7 @@ from bridle.controls.control_image import check_size, control_tensor, latent_mas
 from bridle.errors import RequestError
 from bridle.lowering import RowPlan, StaticResidual, by_window, window_scales
 from bridle.networks.configs import AdapterConfig
+from bridle.networks.layout import level_sizes
 from bridle.networks.unet import adapter_points
 from bridle.request import T2IAdapter
 from bridle.weights import Component
@@ -45,7 +46,12 @@ def lower(
     points = adapter_points(backend.model.unet.config)
     for window, members in by_window(rows).items():
         seen = seen_image(image, window, factor).to(backend.device, backend.dtype)
+        latent_size = (seen.shape[-2] // factor, seen.shape[-1] // factor)
+        middle = level_sizes(latent_size, backend.model.unet.config.levels)[-1]
         for point, values in zip(points, backend.adapter_features(component, seen), strict=False):
+            if point == "mid" and values.shape[2:] != middle:
+                # A light adapter's last map for a network of three levels: diffusers leaves it out too.
+                continue
             mask = latent_mask(control.mask, canvas, window, (values.shape[2], values.shape[3]), backend.device)
             for row in members:
                 row.residuals.append(StaticResidual(point, values, scale, mask))

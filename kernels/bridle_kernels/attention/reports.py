@@ -55,7 +55,7 @@ class RowCapture:
     """
 
     out: Tensor
-    scale: float
+    scale: float | Tensor
     columns: Tensor | None
     places: Tensor | None
     mix: Tensor | None
@@ -64,20 +64,24 @@ class RowCapture:
         """Adds the columns of consecutive queries, [H, n, L], the first of which is `start`."""
         found = probabilities if self.mix is None else probabilities @ self.mix.to(probabilities.dtype)
         found = found if self.columns is None else found.index_select(2, self.columns)
-        scale, target = self.scale, self.out.narrow(-2, start, found.shape[1])
+        factor, target = 1.0, self.out.narrow(-2, start, found.shape[1])
         if self.out.ndim == 2:
-            found, scale = found.sum(0), scale / len(found)
-        if self.places is None:
-            target.add_(found, alpha=scale)
+            found, factor = found.sum(0), 1.0 / len(found)
+        if isinstance(self.scale, Tensor):
+            found = found * self.scale
         else:
-            target.index_add_(-1, self.places, found.to(target.dtype), alpha=scale)
+            factor *= self.scale
+        if self.places is None:
+            target.add_(found, alpha=factor)
+        else:
+            target.index_add_(-1, self.places, found.to(target.dtype), alpha=factor)
 
 
 def _row_capture(capture: Capture, place: int, read: Operands, mix: Tensor | None) -> RowCapture:
     """What goes to row `place` of a buffer. Columns of a mixed map are values: all of them are read."""
     columns = None if capture.columns is None else _row_of(capture.columns, place)
     chosen, places = _chosen(columns, read.keys if mix is None else None)
-    scale = float(capture.scale[place]) if isinstance(capture.scale, Tensor) else capture.scale
+    scale = capture.scale[place] if isinstance(capture.scale, Tensor) else capture.scale
     return RowCapture(capture.out[place], scale, chosen, places, mix)
 
 
@@ -92,7 +96,7 @@ def _chosen(columns: Tensor | None, kept: Tensor | None) -> tuple[Tensor | None,
         return None, kept
     numbers = columns.tolist()
     if kept is None and min(numbers, default=0) >= 0:
-        return columns, None
+        return columns.long(), None
     if kept is not None:
         index = {key: i for i, key in enumerate(kept.tolist())}
         numbers = [index.get(number, -1) for number in numbers]
