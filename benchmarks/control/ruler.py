@@ -154,8 +154,7 @@ def main() -> None:
     print_table(report["rows"])
     print("\n" + "\n".join(f"{name}: {report.get(name)}" for name in EXTRAS) + f"\n\n{arguments.out}")
     if names:
-        sheet = arguments.out.with_name(f"{arguments.out.stem}_{'_'.join(names).replace(' ', '-')}.png")
-        sheet = arguments.out.with_suffix(".png") if len(names) == len(ROWS) else sheet
+        sheet = arguments.out.with_suffix(".png")
         ruler_sheet(cases[:SHEET_CASES], {name: shown[:SHEET_CASES] for name, shown in pictures.items()}).save(sheet)
         print(sheet)
 
