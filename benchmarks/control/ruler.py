@@ -122,15 +122,10 @@ def merged(report: dict[str, Any], path: Path) -> dict[str, Any]:
     """The report, with what it lacks taken from the one in the file if that is of the same measurement."""
     earlier = json.loads(path.read_text()) if path.exists() else {}
     if any(earlier.get(field) != report[field] for field in SAME):
-        return report
-    order = [*REFERENCES, *ROWS]
-    rows = {**earlier["rows"], **report["rows"]}
-    return {
-        **earlier,
-        **report,
-        "rows": {name: rows[name] for name in order if name in rows},
-        "seconds": {**earlier["seconds"], **report["seconds"]},
-    }
+        earlier = {}
+    rows, seconds = ({**earlier.get(field, {}), **report[field]} for field in ("rows", "seconds"))
+    ordered = {name: rows[name] for name in (*REFERENCES, *ROWS) if name in rows}
+    return {**earlier, **report, "rows": ordered, "seconds": seconds}
 
 
 def main() -> None:

@@ -198,9 +198,13 @@ def test_convolutions_that_make_no_sense_are_named(changes: dict, message: str) 
 
 def test_no_rows_are_no_work() -> None:
     weights = _core.PackedWeights(rand(2, 4, 8), [8])
-    _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), torch.zeros(0, 4))
+    nothing = Guarded(0, 4, torch.float32)
+    _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), nothing.out)
     taps = _core.PackedWeights(rand(2, 4, 18), [2] * 9)
-    _core.conv2d(_core.ThreadPool(2), taps, [torch.zeros(0, 3, 3, 2)], torch.zeros(0, 4), kernel=[3, 3])
+    _core.conv2d(_core.ThreadPool(2), taps, [torch.zeros(0, 3, 3, 2)], nothing.out, kernel=[3, 3])
+    assert nothing.check().shape == (0, 4)
+    with pytest.raises(ValueError, match=r"out is \[0, 5\], wants \[0, 4\]"):
+        _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), torch.zeros(0, 5))
 
 
 @each_variant

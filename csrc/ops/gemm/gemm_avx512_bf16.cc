@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "ops/gemm/avx512_sums.h"
 #include "ops/gemm/epilogue.h"
 #include "ops/gemm/tile.h"
 
@@ -9,16 +10,10 @@ namespace bridle {
 namespace {
 
 // Sixteen pairs of bfloat16 in a zmm register: VDPBF16PS adds both products of a pair to a float32 sum.
-struct Avx512Bf16 {
+struct Avx512Bf16 : Avx512Sums {
   using Stored = uint16_t;
-  using Sum = __m512;
   using Panel = __m512bh;
-  static constexpr int64_t kLanes = 16;
   static constexpr int64_t kDepth = 2;
-  static __m512 zero() { return _mm512_setzero_ps(); }
-  static __m512 load_sum(const float* p) { return _mm512_loadu_ps(p); }
-  static void store_sum(float* p, __m512 v) { _mm512_storeu_ps(p, v); }
-  static __m512 add(__m512 a, __m512 b) { return _mm512_add_ps(a, b); }
   static __m512bh load_panel(const uint16_t* p) {
     __m512i bits = _mm512_loadu_si512(p);
     return reinterpret_cast<__m512bh&>(bits);

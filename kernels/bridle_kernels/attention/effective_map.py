@@ -14,8 +14,8 @@ from bridle_kernels.attention.softmax_map import map_slices
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """products: per factor, [r', H or 1, N, C], of the map after the shift. masses: [r, H, S] of the shifted columns before
-    it. lse: [r, H, N] or None."""
+    """products: per factor, [c, H or 1, N, C], of one row's map after the shift. masses: [1, H, S] of the shifted columns
+    before it. lse: [1, H, N] or None."""
 
     products: list[Tensor]
     masses: Tensor
@@ -23,7 +23,7 @@ class Products:
 
 
 def multiply(operands: Operands, scale: float, factors: Sequence[Factor], shift: Shift, wants_lse: bool) -> Products:
-    """The map of `operands`, shifted, times each factor."""
+    """The map of `operands` (one row), shifted, times each factor."""
     scaled = [shift.scaled(factor) for factor in factors]
     slices: list[list[Tensor]] = []
     sums, lse = [], []

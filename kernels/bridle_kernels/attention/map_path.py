@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from bridle_kernels.attention.capture import GroupCapture, group_captures
+from bridle_kernels.attention.capture import ProductCapture, product_captures
 from bridle_kernels.attention.effective_map import Products, multiply
 from bridle_kernels.attention.factor import Factor
 from bridle_kernels.attention.mass_shift import resolve_shift
@@ -22,7 +22,7 @@ def shifted(q: Tensor, segment: Segment, mass: MassShift, group: RowGroup, scale
 def _shifted_row(q: Tensor, segment: Segment, mass: MassShift, row: RowGroup, scale: float) -> Tensor:
     read = operands(q, segment, row)
     mix = mixing(segment, row, read.keys)
-    captures = group_captures(segment, read, mix, row)
+    captures = product_captures(segment, read, mix, row)
     v = values(segment, row, mix)
     factors = [*(capture.factor for capture in captures), Factor(v.to(accumulator(v.dtype)))]
     shift = resolve_shift(mass, read, row, key_count(segment))
@@ -31,7 +31,7 @@ def _shifted_row(q: Tensor, segment: Segment, mass: MassShift, row: RowGroup, sc
     return result.products[-1].transpose(1, 2)
 
 
-def _store(segment: Segment, mass: MassShift, row: RowGroup, captures: list[GroupCapture], result: Products) -> None:
+def _store(segment: Segment, mass: MassShift, row: RowGroup, captures: list[ProductCapture], result: Products) -> None:
     """Puts what a row reports into the buffers. The products of the captures come first."""
     for capture, columns in zip(captures, result.products, strict=False):
         capture.add(columns)

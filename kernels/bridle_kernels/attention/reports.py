@@ -81,6 +81,8 @@ def _row_capture(capture: Capture, place: int, read: Operands, mix: Tensor | Non
     """What goes to row `place` of a buffer. Columns of a mixed map are values: all of them are read."""
     columns = None if capture.columns is None else _row_of(capture.columns, place)
     chosen, places = _chosen(columns, read.keys if mix is None else None)
+    if mix is not None and chosen is not None:
+        mix, chosen = mix.index_select(1, chosen), None
     scale = capture.scale[place] if isinstance(capture.scale, Tensor) else capture.scale
     return RowCapture(capture.out[place], scale, chosen, places, mix)
 
