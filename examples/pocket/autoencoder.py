@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
+from tqdm import trange
 
 import workers
 from linear_start import start_linear
@@ -21,6 +22,7 @@ from world import SIZE
 CHANNELS = (16, 32, 48, 64)
 KL_WEIGHT = 3e-4
 SQUARED_WEIGHT = 12.0
+ENCODE_CHUNK = 100
 CROP = 32
 CROP_SHARE = 0.7
 """Crops are sixteen times cheaper than pictures; the last part of the budget sees whole pictures."""
@@ -104,10 +106,11 @@ def _encode(
     autoencoder: AutoencoderKL, images: SceneImages, indices: npt.NDArray[np.int64], device: torch.device
 ) -> npt.NDArray[np.float16]:
     latents = np.empty((len(indices), 4, SIZE // 8, SIZE // 8), np.float16)
-    for start in range(0, len(indices), 64):
+    for start in trange(0, len(indices), ENCODE_CHUNK, desc="latents", mininterval=5):
+        chunk = slice(start, start + ENCODE_CHUNK)
         with torch.no_grad():
-            posterior = autoencoder.encode(images.tensor(indices[start : start + 64], device)).latent_dist
-        latents[start : start + 64] = posterior.mean.half().cpu().numpy()
+            posterior = autoencoder.encode(images.tensor(indices[chunk], device)).latent_dist
+        latents[chunk] = posterior.mean.half().cpu().numpy()
     return latents
 
 

@@ -41,6 +41,12 @@ class Caption:
     claim: Claim
 
 
+def can_relate(scene: Scene) -> bool:
+    """Whether captions of the scene may say how its two objects lie to each other."""
+    kinds = {thing.kind for thing in scene.things}
+    return len(scene.things) == 2 and len(kinds) == 2 and relation(*scene.things) is not None
+
+
 def describe(scene: Scene, rng: np.random.Generator) -> Caption:
     """One of the many captions of a scene."""
     counts = tuple(Counter(thing.kind for thing in scene.things).items())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -20,14 +20,17 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from denoiser import CHANNELS, Denoiser, NoisyBatches, build_pipeline, half_precision, plain_attention
-from scenes import SceneImages
+import workers
+from denoiser import CHANNELS, Denoiser, NoisyBatches, build_pipeline, choose_attention, export_half, half_precision
+from scenes import SceneImages, drawn_once
 from sheets import save_sheet
 from stage import Stage
-from world import ByteImage, Scene, ground_truth, outline_of, seeded_scene
+from world import ByteImage, Scene, ground_truth, outline_of, render, seeded_scene
 
 HINT_WIDTHS = (16, 24, 48, 96)
 LEARNING_RATE = 1e-3
+CAPTION_DROPOUT = 0.5
+"""A control must be followed without a caption's help (arXiv 2302.05543, 3.3)."""
 
 Hint = Callable[[Scene, ByteImage], ByteImage]
 """Scene and its rendering -> control image (SIZE, SIZE, 3) uint8."""
@@ -58,49 +61,59 @@ HINTS: dict[str, Hint] = {"seg": segmentation_hint, "canny": canny_hint, "sketch
 FOLDERS = {"canny": "controlnet-canny", "seg": "controlnet-seg", "sketch": "t2iadapter-sketch"}
 
 
-def build_control(name: str, denoiser: Denoiser) -> nn.Module:
+def build_control(name: str, denoiser: Denoiser) -> ControlNetModel | T2IAdapter:
     """A ControlNet that starts as the U-Net's encoder, or an adapter."""
     if name == "sketch":
         return T2IAdapter(
             in_channels=3, channels=CHANNELS, num_res_blocks=4, downscale_factor=8, adapter_type="light_adapter"
         )
     network = ControlNetModel.from_unet(denoiser.unet, conditioning_embedding_out_channels=HINT_WIDTHS)
-    plain_attention(network)
+    choose_attention(network, denoiser.unet.device)
     return network
+
+
+def draw_hints(name: str, images: SceneImages) -> ByteImage:
+    """Control images of all training scenes, (count, SIZE, SIZE, 3), kept in a file beside theirs."""
+    with workers.first_then_others():
+        return drawn_once(
+            images.path.with_name(f"hints-{name}.u8"), images.count, partial(_hint, name, images.first_seed)
+        )
+
+
+def _hint(name: str, first_seed: int, index: int) -> ByteImage:
+    scene = seeded_scene(first_seed + index)
+    return HINTS[name](scene, render(scene))
 
 
 def control_stage(
     name: str,
-    module: nn.Module,
+    module: ControlNetModel | T2IAdapter,
     denoiser: Denoiser,
     batches: NoisyBatches,
-    images: SceneImages,
+    hints: ByteImage,
     autoencoder: AutoencoderKL,
     minutes: float,
     batch: int,
     export: Path,
 ) -> Stage:
-    """Training of one control; its sheet shows hints above samples."""
+    """Training of one control on the control images of all scenes; its sheet shows hints above samples."""
+    all_hints = torch.from_numpy(hints).to(batches.device)
 
     def loss(rng: np.random.Generator, share: float) -> Tensor:
-        indices, noisy, timesteps, tokens, target = batches.draw(rng, batch)
-        hints = to_unit(_hints(name, images, indices), batches.device)
+        indices, noisy, timesteps, tokens, target = batches.draw(batch, CAPTION_DROPOUT)
         with half_precision(noisy.device):
             context = denoiser.text_encoder(tokens).last_hidden_state
-            residuals = control_residuals(module, noisy, timesteps, context, hints)
+            residuals = control_residuals(module, noisy, timesteps, context, to_unit(all_hints[indices]))
             output = denoiser.unet(noisy, timesteps, context, **residuals).sample
         return functional.mse_loss(output.float(), target)
 
     def show(path: Path) -> None:
-        held_out = np.arange(images.count - 8, images.count)
-        hints = _hints(name, images, held_out)
-        samples = sample(name, module, denoiser, autoencoder, hints)
-        save_sheet(path, np.concatenate([hints, samples]), columns=8)
-        own = {key: value.detach().clone() for key, value in module.state_dict().items()}
-        module.half().save_pretrained(export / FOLDERS[name])
-        module.float().load_state_dict(own)
+        shown = hints[-8:]
+        samples = sample(name, module, denoiser, autoencoder, shown)
+        save_sheet(path, np.concatenate([shown, samples]), columns=8)
+        export_half(module, export / FOLDERS[name])
 
-    return Stage(name, minutes, module, loss, show, LEARNING_RATE, ema_decay=0.998, show_every=600.0)
+    return Stage(name, minutes, module, loss, show, LEARNING_RATE, repeats=True, ema_decay=0.998, show_every=600.0)
 
 
 def control_residuals(
@@ -114,7 +127,7 @@ def control_residuals(
 
 
 def sample(name: str, module: nn.Module, denoiser: Denoiser, autoencoder: AutoencoderKL, hints: ByteImage) -> ByteImage:
-    """Pictures under the control, with a prompt that says nothing of the scene."""
+    """Pictures under the control alone, without a caption."""
     parts = {k: v for k, v in build_pipeline(autoencoder, denoiser).components.items() if k != "image_encoder"}
     if isinstance(module, T2IAdapter):
         pipeline = StableDiffusionAdapterPipeline(**parts, adapter=module, requires_safety_checker=False)
@@ -123,10 +136,10 @@ def sample(name: str, module: nn.Module, denoiser: Denoiser, autoencoder: Autoen
     pipeline.set_progress_bar_config(disable=True)
     result = [
         pipeline(
-            "a picture of shapes",
+            "",
             image=Image.fromarray(hint),
             num_inference_steps=20,
-            guidance_scale=3.0,
+            guidance_scale=1.0,
             generator=torch.Generator().manual_seed(seed),
             output_type="np",
         ).images[0]
@@ -135,11 +148,6 @@ def sample(name: str, module: nn.Module, denoiser: Denoiser, autoencoder: Autoen
     return (np.stack(result) * 255).round().astype(np.uint8)
 
 
-def to_unit(pixels: ByteImage, device: torch.device) -> Tensor:
+def to_unit(pixels: Tensor) -> Tensor:
     """(batch, height, width, 3) uint8 to (batch, 3, height, width) float32 in 0..1."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255.0
-
-
-def _hints(name: str, images: SceneImages, indices: npt.NDArray[np.int64]) -> ByteImage:
-    hint = HINTS[name]
-    return np.stack([hint(seeded_scene(images.first_seed + int(index)), images.pixels[index]) for index in indices])
+    return pixels.permute(0, 3, 1, 2).float() / 255.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from tqdm import tqdm
 
 from world import SIZE, ByteImage, render, seeded_scene
 
-CHUNK = 500
+CHUNK = 250
+
+Draw = Callable[[int], ByteImage]
+"""Index of a training scene -> (SIZE, SIZE, 3) uint8. A pickle of it goes to every process that draws."""
 
 
 class SceneImages:
@@ -23,9 +28,8 @@ class SceneImages:
     def __init__(self, path: Path, count: int, first_seed: int) -> None:
         self.first_seed = first_seed
         self.count = count
-        if not path.exists():
-            _render_file(path, count, first_seed)
-        self.pixels: npt.NDArray[np.uint8] = np.memmap(path, np.uint8, "r", shape=(count, SIZE, SIZE, 3))
+        self.path = path
+        self.pixels = drawn_once(path, count, partial(_picture, first_seed))
 
     def tensor(self, indices: npt.NDArray[np.int64], device: torch.device) -> Tensor:
         """Pictures as (batch, 3, SIZE, SIZE) float32 in -1..1."""
@@ -44,20 +48,26 @@ def to_bytes(pictures: Tensor) -> ByteImage:
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _render_chunk(seeds: tuple[int, int]) -> ByteImage:
-    return np.stack([render(seeded_scene(seed)) for seed in range(*seeds)])
+def _picture(first_seed: int, index: int) -> ByteImage:
+    return render(seeded_scene(first_seed + index))
 
 
-def _render_file(path: Path, count: int, first_seed: int) -> None:
-    """Render to a temporary name first, so that a broken run leaves no half file behind."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as sink, get_context("fork").Pool(2) as pool:
-        chunks = list(_chunks(count, first_seed))
-        for pictures in tqdm(pool.imap(_render_chunk, chunks), total=len(chunks), desc="scenes", mininterval=5):
-            sink.write(pictures.tobytes())
-    partial.rename(path)
+def drawn_once(path: Path, count: int, draw: Draw) -> npt.NDArray[np.uint8]:
+    """(count, SIZE, SIZE, 3), memory-mapped; drawn by all cores if the file is not there yet."""
+    if not path.exists():
+        # Under a temporary name first, so that a broken run leaves no half file behind.
+        partial_path = path.with_suffix(".partial")
+        np.memmap(partial_path, np.uint8, "w+", shape=(count, SIZE, SIZE, 3)).flush()
+        starts = range(0, count, CHUNK)
+        with get_context("fork").Pool(os.cpu_count()) as pool:
+            work = pool.imap_unordered(partial(_draw_chunk, partial_path, count, draw), starts)
+            for _ in tqdm(work, total=len(starts), desc=path.stem, mininterval=5):
+                pass
+        partial_path.rename(path)
+    return np.memmap(path, np.uint8, "c", shape=(count, SIZE, SIZE, 3))
 
 
-def _chunks(count: int, first_seed: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, CHUNK):
-        yield first_seed + start, first_seed + min(start + CHUNK, count)
+def _draw_chunk(path: Path, count: int, draw: Draw, start: int) -> None:
+    pixels = np.memmap(path, np.uint8, "r+", shape=(count, SIZE, SIZE, 3))
+    for index in range(start, min(start + CHUNK, count)):
+        pixels[index] = draw(index)

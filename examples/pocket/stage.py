@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import recorded
 import workers
 
 WARMUP_STEPS = 150
+LOG_EVERY = 50
+"""Steps; a GPU runs ahead of the program between two of them."""
 
 
 @dataclass
@@ -25,6 +28,8 @@ class Stage:
     """What `train` needs to know.
 
     loss: takes a generator and the elapsed share of the budget, 0..1, and returns a scalar.
+    repeats: whether the loss is one fixed computation that heeds neither argument and draws on the module's device with
+        PyTorch's own generator. A GPU then records it once and replays it.
     show: writes a sample sheet to the given path and exports; called with the averaged weights in place.
     """
 
@@ -34,6 +39,7 @@ class Stage:
     loss: Callable[[np.random.Generator, float], Tensor]
     show: Callable[[Path], None]
     learning_rate: float
+    repeats: bool = False
     ema_decay: float = 0.999
     show_every: float = 300.0
 
@@ -45,13 +51,13 @@ class Average:
         self.module = module
         self.decay = decay
         self.state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        self.moving = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
     def update(self, step: int) -> None:
         """Follow the module; early steps count more, so that the start is forgotten soon."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        moving = {name: value for name, value in self.module.state_dict().items() if value.is_floating_point()}
         with torch.no_grad():
-            torch._foreach_lerp_([self.state[name] for name in moving], list(moving.values()), 1 - decay)
+            torch._foreach_lerp_([self.state[name] for name in self.moving], list(self.moving.values()), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -136,15 +142,17 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
     shown, bar = progress.elapsed, tqdm(total=round(budget), initial=round(progress.elapsed), desc=stage.name, unit="s")
     bar.disable = not first
     bar.mininterval = 10
-    running = 0.0
+    running = torch.zeros(())
+    loss_and_gradients = _loss_and_gradients(stage, rng)
     while progress.elapsed < budget:
         started = time.monotonic()
-        share = progress.elapsed / budget
-        value = _step(stage, progress, rng, share)
-        running += (value - running) / min(progress.step, 100)
-        if first and progress.step % 50 == 0:
-            _log(out, {"stage": stage.name, "step": progress.step, "seconds": progress.elapsed, "loss": running})
-            bar.set_postfix(step=progress.step, loss=f"{running:.4f}", refresh=False)
+        value = _step(stage, progress, loss_and_gradients, progress.elapsed / budget)
+        running = running.to(value.device).lerp(value, 1 / min(progress.step, 100))
+        if progress.step % LOG_EVERY == 0:
+            mean = float(running)
+            if first:
+                _log(out, {"stage": stage.name, "step": progress.step, "seconds": progress.elapsed, "loss": mean})
+            bar.set_postfix(step=progress.step, loss=f"{mean:.4f}", refresh=False)
         if progress.elapsed - shown > stage.show_every:
             shown = progress.elapsed
             if first:
@@ -156,21 +164,32 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
     bar.close()
 
 
-def _step(stage: Stage, progress: _Progress, rng: np.random.Generator, share: float) -> float:
-    """One optimiser step; returns the loss."""
+def _loss_and_gradients(stage: Stage, rng: np.random.Generator) -> Callable[[float], Tensor]:
+    """A function of the elapsed share that returns a step's loss and leaves its gradients in the module."""
+
+    def compute(share: float) -> Tensor:
+        stage.module.zero_grad(set_to_none=True)
+        loss = stage.loss(rng, share)
+        torch.autograd.backward(loss)
+        return loss.detach()
+
+    on_gpu = next(stage.module.parameters()).is_cuda
+    return recorded.record(compute) if stage.repeats and on_gpu else compute
+
+
+def _step(stage: Stage, progress: _Progress, loss_and_gradients: Callable[[float], Tensor], share: float) -> Tensor:
+    """One optimiser step; returns the loss, a scalar on the module's device."""
     warm = min(1.0, (progress.step + 1) / WARMUP_STEPS)
     rate = stage.learning_rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0))))
     for group in progress.optimizer.param_groups:
         group["lr"] = rate
-    loss = stage.loss(rng, share)
-    progress.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
+    loss = loss_and_gradients(share)
     workers.average_gradients(stage.module)
     nn.utils.clip_grad_norm_(stage.module.parameters(), 1.0)
     progress.optimizer.step()
     progress.step += 1
     progress.average.update(progress.step)
-    return float(loss.detach())
+    return loss
 
 
 def _show(stage: Stage, progress: _Progress, out: Path) -> None:

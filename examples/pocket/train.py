@@ -13,12 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import workers
 from autoencoder import autoencoder_stage, build_autoencoder, encode_all, measure_scale
-from controls import FOLDERS, HINTS, build_control, control_stage
-from denoiser import Denoiser, NoisyBatches, caption_tokens, denoiser_stage
+from controls import FOLDERS, HINTS, build_control, control_stage, draw_hints
+from denoiser import Denoiser, NoisyBatches, caption_tokens, choose_attention, denoiser_stage
 from exported import start_from
 from scenes import SceneImages
 from stage import train
@@ -34,6 +33,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of weights and samples")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to render")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        help="scenes a step of the denoiser, half as many for the rest; default: 32 on a CPU, else 512",
+    )
     parser.add_argument("--workers", type=int, default=2, help="CPU processes that share a batch")
     parser.add_argument("--continue-from", type=Path, help="exported pipeline to start from; default: random weights")
     parser.add_argument(
@@ -59,7 +63,9 @@ def main() -> None:
 def run(arguments: argparse.Namespace) -> None:
     """All stages, in one of `workers.count()` processes."""
     torch.manual_seed(arguments.seed)
-    device, parts = torch.device(arguments.device), workers.count()
+    device = torch.device(arguments.device)
+    torch.backends.cudnn.benchmark = True
+    batch = (arguments.batch or (32 if device.type == "cpu" else 512)) // workers.count()
     out: Path = arguments.out
     earlier: Path | None = arguments.continue_from
     with workers.first_then_others():
@@ -67,23 +73,26 @@ def run(arguments: argparse.Namespace) -> None:
     autoencoder = build_autoencoder().to(device)
     start_from(earlier, {"vae": autoencoder})
     minutes = {name: share * arguments.minutes for name, share in zip(SHARES, arguments.shares, strict=True)}
-    train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], 16 // parts, device), out, arguments.seed)
+    train(autoencoder_stage(autoencoder, images, minutes["autoencoder"], batch // 2, device), out, arguments.seed)
     latents = encode_all(autoencoder, images, out / "cache", device)
     autoencoder.register_to_config(scaling_factor=measure_scale(latents))
     denoiser = Denoiser().to(device)
     start_from(earlier, {"text_encoder": denoiser.text_encoder, "unet": denoiser.unet})
+    choose_attention(denoiser.text_encoder, device)
+    choose_attention(denoiser.unet, device)
     with workers.first_then_others():
-        tokens = caption_tokens(denoiser, images.count, out / "cache" / "tokens.npy")
+        tokens = caption_tokens(images.count, out / "cache" / "tokens.npy")
     batches = NoisyBatches(denoiser, latents, autoencoder.config.scaling_factor, tokens, device)
     pocket = out / "pocket"
-    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], 32 // parts, pocket), out, arguments.seed)
-    controls: dict[str, nn.Module] = {}
+    train(denoiser_stage(denoiser, batches, autoencoder, minutes["denoiser"], batch, pocket), out, arguments.seed)
+    controls: dict[str, torch.nn.Module] = {}
     for name in HINTS:
         control = controls[name] = build_control(name, denoiser).to(device)
         if name == "canny":
             control.load_state_dict(controls["seg"].state_dict())
         start_from(earlier, {FOLDERS[name]: control})
-        stage = control_stage(name, control, denoiser, batches, images, autoencoder, minutes[name], 16 // parts, pocket)
+        hints = draw_hints(name, images)
+        stage = control_stage(name, control, denoiser, batches, hints, autoencoder, minutes[name], batch // 2, pocket)
         train(stage, out, arguments.seed)
 
 
