@@ -5,6 +5,7 @@
 
 namespace bridle::python {
 
+void bind_attention(pybind11::module_& module);
 void bind_gemm(pybind11::module_& module);
 void bind_guide_step_blend(pybind11::module_& module);
 void bind_norm(pybind11::module_& module);

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, module) {
     return names;
   });
   module.def("active_isa", [] { return bridle::isa_name(bridle::active_isa()); });
+  bridle::python::bind_attention(module);
   bridle::python::bind_gemm(module);
   bridle::python::bind_guide_step_blend(module);
   bridle::python::bind_norm(module);

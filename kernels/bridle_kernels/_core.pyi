@@ -18,6 +18,19 @@ class PackedWeights:
     @property
     def bytes(self) -> int: ...
 
+def attention(
+    pool: ThreadPool,
+    q: object,
+    segments: Sequence[Mapping[str, object]],
+    out: object,
+    *,
+    gate: Sequence[float],
+    scale: float,
+    causal: bool = False,
+    float32_scores: bool = False,
+    accumulate: bool = False,
+    isa: str = "",
+) -> None: ...
 def linear(
     pool: ThreadPool,
     weights: PackedWeights,

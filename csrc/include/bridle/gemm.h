@@ -7,9 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "bridle/aligned_buffer.h"
 #include "bridle/isa.h"
 #include "bridle/strided.h"
 #include "bridle/thread_pool.h"
@@ -33,21 +33,17 @@ class PackedWeights {
   Dtype dtype() const { return dtype_; }
   const std::vector<int64_t>& widths() const { return widths_; }
   const GemmVariant& variant() const { return *variant_; }
-  const std::byte* panel(int64_t index) const { return data_.get() + index * panel_bytes_; }
+  const std::byte* panel(int64_t index) const { return data_.data() + index * panel_bytes_; }
   size_t bytes() const { return static_cast<size_t>(panels_ * panel_bytes_); }
 
  private:
-  struct Free {
-    void operator()(std::byte* data) const;
-  };
-
   void pack_panel(const float* weight, int64_t index);
 
   int64_t n_, k_, panels_, panel_bytes_;
   std::vector<int64_t> widths_;
   Dtype dtype_;
   const GemmVariant* variant_;
-  std::unique_ptr<std::byte[], Free> data_;
+  AlignedBuffer data_;
 };
 
 struct GemmArguments {

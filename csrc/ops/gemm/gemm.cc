@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <new>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -15,7 +14,7 @@
 namespace bridle {
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kAlignment = AlignedBuffer::kAlignment;
 // Rows of a task: what of the left operand and of the sums a task keeps in L2.
 constexpr int64_t kBlockRows = 96;
 // Elements of K that are summed in registers: few enough that kBlockRows of the left operand and the panel stay in L2,
@@ -45,8 +44,6 @@ const GemmVariant& gemm_variant(Dtype dtype, Isa isa) {
   throw std::invalid_argument("gemm: no " + isa_name(isa) + " variant for this dtype");
 }
 
-void PackedWeights::Free::operator()(std::byte* data) const { ::operator delete[](data, std::align_val_t{kAlignment}); }
-
 PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa)
     : n_(n), widths_(std::move(widths)), dtype_(dtype), variant_(&gemm_variant(dtype, isa)) {
   if (n < 1) throw std::invalid_argument("gemm: n is " + std::to_string(n) + ", wants 1 or more");
@@ -60,14 +57,14 @@ PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t
   k_ = std::accumulate(widths_.begin(), widths_.end(), int64_t{0});
   panels_ = round_up(n, variant_->panel_width) / variant_->panel_width;
   panel_bytes_ = round_up(k_ * variant_->panel_width * size_of(dtype), kAlignment);
-  data_.reset(static_cast<std::byte*>(::operator new[](bytes(), std::align_val_t{kAlignment})));
+  data_ = AlignedBuffer(bytes());
   for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(weight, panel);
 }
 
 void PackedWeights::pack_panel(const float* weight, int64_t index) {
   const int64_t width = variant_->panel_width,
                 depth = dtype_ == Dtype::kBFloat16 && variant_->isa != Isa::kScalar ? 2 : 1;
-  std::byte* const out = data_.get() + index * panel_bytes_;
+  std::byte* const out = data_.data() + index * panel_bytes_;
   for (int64_t k = 0; k < k_; ++k) {
     for (int64_t j = 0; j < width; ++j) {
       const int64_t row = index * width + j;
@@ -121,7 +118,7 @@ class Block {
       for (int64_t j = 0; j < variant_.rows; ++j) {
         rows[j] = a_.rows[span * a_.m + first_ + std::min(i + j, count_ - 1)];
       }
-      variant_.tile({rows.data(), from, depth, panel, sums_ + i * width, k == 0});
+      variant_.tile({rows.data(), from, depth, panel, sums_ + i * width, width, k == 0});
     }
   }
 

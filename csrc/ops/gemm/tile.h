@@ -32,7 +32,7 @@ void tile(const TileArguments& a) {
   // A sum of sums of pieces of K is closer to the exact one than a single long sum.
   for (int i = 0; i < kRows; ++i) {
     for (int j = 0; j < kVectors; ++j) {
-      float* const place = a.sums + i * kWidth + j * V::kLanes;
+      float* const place = a.sums + i * a.stride + j * V::kLanes;
       V::store_sum(place, a.fresh ? sums[i][j] : V::add(V::load_sum(place), sums[i][j]));
     }
   }

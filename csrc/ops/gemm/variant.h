@@ -7,13 +7,15 @@
 
 namespace bridle {
 
-// `rows` left operands, each from the same element on, times a panel: accumulators [rows][panel width] float32.
+// `rows` left operands, each from the same element on, times a panel: accumulators [rows][panel width] float32, their
+// rows `stride` apart.
 struct TileArguments {
   const void* const* rows;  // [variant.rows]
   int64_t first;            // element
   int64_t count;            // elements
   const void* panel;        // [count][panel width], or in bfloat16 [count / 2][panel width][2]
   float* sums;
+  int64_t stride;
   bool fresh;  // sums start at 0, else at what is there
 };
 

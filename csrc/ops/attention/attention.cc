@@ -1,0 +1,126 @@
+#include "bridle/attention.h"
+
+#include <algorithm>
+#include <limits>
+#include <stdexcept>
+
+#include "ops/attention/query_block.h"
+
+namespace bridle {
+namespace {
+
+const AttentionVariant& choose(const AttentionArguments& a, Isa isa) {
+  const Dtype dtype = a.q.dtype;
+  if (dtype != Dtype::kFloat32 && dtype != Dtype::kBFloat16) {
+    throw std::invalid_argument("attention: q wants float32 or bfloat16");
+  }
+#if defined(__x86_64__)
+  // Pairs of channels are multiplied together.
+  const bool pairs = a.q.shape[3] % 2 == 0 && !a.float32_scores;
+  if (dtype == Dtype::kBFloat16 && isa == Isa::kAvx512Bf16 && pairs) return avx512_attention_bfloat16();
+  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return avx512_attention_float32();
+  if (isa == Isa::kAvx2) return avx2_attention_float32();
+#endif
+  return scalar_attention_float32();
+}
+
+void fill(const Strided& tensor, float value) {
+  if (!tensor) return;
+  for (int64_t a = 0; a < tensor.shape[0]; ++a) {
+    for (int64_t b = 0; b < tensor.shape[1]; ++b) {
+      for (int64_t c = 0; c < tensor.shape[2]; ++c) {
+        static_cast<float*>(tensor.data)[a * tensor.strides[0] + b * tensor.strides[1] + c * tensor.strides[2]] = value;
+      }
+    }
+  }
+}
+
+AttentionScratch& own_scratch() {
+  thread_local AttentionScratch scratch;
+  return scratch;
+}
+
+void pack(const AttentionPlan& plan, ThreadPool& pool) {
+  std::vector<int64_t> ends;
+  int64_t count = 0;
+  for (const PreparedSegment& segment : plan.segments) ends.push_back(count += segment.pack_tasks());
+  pool.run(count, [&](int64_t task) {
+    const size_t index = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
+    plan.segments[index].pack(index == 0 ? task : task - ends[index - 1]);
+  });
+}
+
+// The masses of a segment's columns, row by row and head by head: the sums are in the order of the queries.
+void measure_masses(AttentionPlan& plan, size_t index, ThreadPool& pool) {
+  const PreparedSegment& segment = plan.segments[index];
+  const AttentionMass& mass = segment.source().mass;
+  plan.masses[index].assign(plan.rows * plan.heads * mass.count, 0.0f);
+  pool.run(plan.rows * plan.heads, [&](int64_t task) {
+    const int64_t row = task / plan.heads, head = task % plan.heads;
+    if (!segment.present(row)) return;
+    std::vector<double> sums(mass.count, 0.0);
+    for (int64_t first = 0; first < plan.queries; first += kBlockQueries) {
+      QueryBlock(plan, row, first, own_scratch()).add_masses(segment, head, sums);
+    }
+    for (int64_t s = 0; s < mass.count; ++s) {
+      plan.masses[index][task * mass.count + s] = static_cast<float>(sums[s]);
+      if (!mass.out) continue;
+      static_cast<float*>(
+          mass.out.data)[row * mass.out.strides[0] + head * mass.out.strides[1] + s * mass.out.strides[2]] =
+          static_cast<float>(sums[s]);
+    }
+  });
+}
+
+// Heads whose maps are averaged into one buffer take turns.
+bool heads_take_turns(const AttentionArguments& arguments) {
+  for (const AttentionSegment& segment : arguments.segments) {
+    for (const AttentionCapture& capture : segment.captures) {
+      if (capture.out.shape.size() == 3) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+void attention(const AttentionArguments& arguments, Isa isa, ThreadPool& pool) {
+  const AttentionVariant& variant = choose(arguments, isa);
+  const std::vector<int64_t>& shape = arguments.q.shape;
+  AttentionPlan plan{arguments,
+                     variant,
+                     {},
+                     {},
+                     static_cast<int64_t>(arguments.gate.size()),
+                     shape[2],
+                     shape[1],
+                     shape[3],
+                     (shape[3] + variant.lanes - 1) / variant.lanes * variant.lanes};
+  int64_t bytes = 0;
+  for (const AttentionSegment& segment : arguments.segments) {
+    fill(segment.lse, -std::numeric_limits<float>::infinity());
+    fill(segment.mass.out, 0.0f);
+    plan.segments.emplace_back(segment, plan.heads, plan.dim, variant);
+    bytes += plan.segments.back().bytes();
+  }
+  const AlignedBuffer packed(bytes);
+  std::byte* place = packed.data();
+  for (PreparedSegment& segment : plan.segments) {
+    segment.place(place);
+    place += segment.bytes();
+  }
+  pack(plan, pool);
+  plan.masses.resize(plan.segments.size());
+  for (size_t index = 0; index < plan.segments.size(); ++index) {
+    if (arguments.segments[index].mass.count > 0) measure_masses(plan, index, pool);
+  }
+  const int64_t blocks = (plan.queries + kBlockQueries - 1) / kBlockQueries;
+  const int64_t turns = heads_take_turns(arguments) ? plan.heads : 1, groups = plan.heads / turns;
+  pool.run(plan.rows * groups * blocks, [&](int64_t task) {
+    const int64_t block = task % blocks, group = task / blocks % groups, row = task / blocks / groups;
+    QueryBlock queries(plan, row, block * kBlockQueries, own_scratch());
+    for (int64_t head = group * turns; head < (group + 1) * turns; ++head) queries.attend(head);
+  });
+}
+
+}  // namespace bridle

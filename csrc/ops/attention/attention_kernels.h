@@ -1,0 +1,48 @@
+// What an instruction set contributes to attention: register tiles of several widths, and the softmax of a block.
+#pragma once
+
+#include <cstdint>
+
+#include "bridle/attention.h"
+#include "ops/gemm/variant.h"
+
+namespace bridle {
+
+// One query's scores of a block of keys, in place, and their exponentials.
+struct SoftmaxArguments {
+  float* scores;      // [count], raw products; scaled and biased afterwards
+  const float* bias;  // [count] or absent, `bias_stride` apart
+  int64_t bias_stride;
+  float scale;
+  int64_t count;
+  float maximum;  // of what came before, -inf for nothing
+  void* weights;  // [count] exp(score - new maximum) in the products' dtype
+};
+
+struct SoftmaxResult {
+  float maximum;  // of everything so far, -inf where nothing is visible
+  float sum;      // of the exponentials of this block
+};
+
+struct AttentionVariant {
+  Dtype dtype;  // of the products
+  int64_t rows;
+  int64_t lanes;                           // outputs of a vector
+  int64_t vectors;                         // of the widest panel
+  int64_t depth;                           // elements of K that lie together in a panel
+  void (*tiles[8])(const TileArguments&);  // by vectors - 1
+  SoftmaxResult (*softmax)(const SoftmaxArguments&);
+  // row[i] *= factor for i < count.
+  void (*rescale)(float* row, float factor, int64_t count);
+  // total[i] += row[i] * factor for i < count.
+  void (*add_scaled)(float* total, const float* row, float factor, int64_t count);
+  // weights[i] of the products' dtype from float32.
+  void (*narrow)(void* weights, const float* values, int64_t count);
+};
+
+const AttentionVariant& scalar_attention_float32();
+const AttentionVariant& avx2_attention_float32();
+const AttentionVariant& avx512_attention_float32();
+const AttentionVariant& avx512_attention_bfloat16();
+
+}  // namespace bridle

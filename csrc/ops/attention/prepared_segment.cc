@@ -1,0 +1,141 @@
+#include "ops/attention/prepared_segment.h"
+
+#include <algorithm>
+
+namespace bridle {
+namespace {
+
+float element(const Strided& tensor, int64_t place) {
+  if (tensor.dtype == Dtype::kFloat32) return static_cast<const float*>(tensor.data)[place];
+  return BFloat16::widen(static_cast<const uint16_t*>(tensor.data)[place]);
+}
+
+// Where row `row` of a tensor [rows or 1, L, H, d] begins for a head.
+int64_t start_of(const Strided& tensor, int64_t row, int64_t head) {
+  return (tensor.shape[0] == 1 ? 0 : row * tensor.strides[0]) + head * tensor.strides[2];
+}
+
+}  // namespace
+
+PreparedSegment::PreparedSegment(const AttentionSegment& segment, int64_t heads, int64_t dim,
+                                 const AttentionVariant& variant)
+    : segment_(segment), heads_(heads), dim_(dim), first_keys_{0} {
+  for (const AttentionPiece& piece : segment.pieces) {
+    const int64_t keys = piece.k.shape[1];
+    first_keys_.push_back(first_keys_.back() + keys);
+    key_layouts_.emplace_back(dim, keys, variant);
+    value_layouts_.emplace_back(keys, dim, variant);
+    keys_bytes_ += key_layouts_.back().bytes();
+    values_bytes_ += value_layouts_.back().bytes();
+  }
+  for (size_t row = 0; row < segment.k_rows.size(); ++row) {
+    if (!present(static_cast<int64_t>(row))) continue;
+    const Source key = key_source(row), value = value_source(row);
+    if (key_slots_.emplace(key, key_sources_.size()).second) key_sources_.push_back(key);
+    if (value_slots_.emplace(value, value_sources_.size()).second) value_sources_.push_back(value);
+  }
+  bytes_ = heads_ * (static_cast<int64_t>(key_sources_.size()) * keys_bytes_ +
+                     static_cast<int64_t>(value_sources_.size()) * values_bytes_);
+}
+
+bool PreparedSegment::present(int64_t row) const {
+  if (segment_.q_rows[row] < 0 || segment_.k_rows[row] < 0 || segment_.v_rows[row] < 0) return false;
+  if (!reports() && !segment_.weights && segment_.weight == 0.0f) return false;
+  return std::any_of(segment_.pieces.begin(), segment_.pieces.end(),
+                     [row](const AttentionPiece& piece) { return piece.lengths[row] > 0; });
+}
+
+PreparedSegment::Source PreparedSegment::value_source(int64_t row) const {
+  const bool own = mixes() && segment_.v_mix.shape[0] > 1;
+  return {segment_.v_rows[row], own ? static_cast<int32_t>(row) : 0};
+}
+
+void PreparedSegment::pack(int64_t task) const {
+  const int64_t source = task / heads_, head = task % heads_, keys = static_cast<int64_t>(key_sources_.size());
+  if (source < keys) {
+    pack_keys(key_sources_[source], source, head);
+  } else {
+    pack_values(value_sources_[source - keys], source - keys, head);
+  }
+}
+
+void PreparedSegment::pack_keys(const Source& source, int64_t slot, int64_t head) const {
+  std::byte* out = data_ + (slot * heads_ + head) * keys_bytes_;
+  for (int64_t i = 0; i < pieces(); ++i) {
+    const Strided& k = segment_.pieces[i].k;
+    const int64_t start = start_of(k, source.first, head), stride = k.strides[1];
+    key_layouts_[i].pack(out, dim_, k.shape[1],
+                         [&](int64_t channel, int64_t key) { return element(k, start + key * stride + channel); });
+    out += key_layouts_[i].bytes();
+  }
+}
+
+void PreparedSegment::pack_values(const Source& source, int64_t slot, int64_t head) const {
+  std::byte* out =
+      data_ + static_cast<int64_t>(key_sources_.size()) * heads_ * keys_bytes_ + (slot * heads_ + head) * values_bytes_;
+  std::vector<float> mixed;
+  if (mixes()) mix_values(source, head, mixed);
+  for (int64_t i = 0; i < pieces(); ++i) {
+    const int64_t keys = first_keys_[i + 1] - first_keys_[i];
+    if (mixes()) {
+      const float* const rows = mixed.data() + first_keys_[i] * dim_;
+      value_layouts_[i].pack(out, keys, dim_, [&](int64_t key, int64_t channel) { return rows[key * dim_ + channel]; });
+    } else {
+      const Strided& v = segment_.pieces[i].v;
+      const int64_t start = start_of(v, source.first, head), stride = v.strides[1];
+      value_layouts_[i].pack(out, keys, dim_,
+                             [&](int64_t key, int64_t channel) { return element(v, start + key * stride + channel); });
+    }
+    out += value_layouts_[i].bytes();
+  }
+}
+
+// mixed: [keys][dim], v_mix times the concatenated values, rounded as values are. What no key uses is not read.
+void PreparedSegment::mix_values(const Source& source, int64_t head, std::vector<float>& mixed) const {
+  mixed.assign(keys() * dim_, 0.0f);
+  int64_t value = 0;
+  for (const AttentionPiece& piece : segment_.pieces) {
+    const Strided& v = piece.v;
+    const int64_t start = start_of(v, source.first, head);
+    for (int64_t own = 0; own < v.shape[1]; ++own, ++value) {
+      for (int64_t key = 0; key < keys(); ++key) {
+        const float factor = mix(source.second, key, value);
+        if (factor == 0.0f) continue;
+        for (int64_t c = 0; c < dim_; ++c) {
+          mixed[key * dim_ + c] += factor * element(v, start + own * v.strides[1] + c);
+        }
+      }
+    }
+  }
+  if (segment_.pieces[0].v.dtype == Dtype::kBFloat16) {
+    for (float& m : mixed) m = BFloat16::widen(BFloat16::narrow(m));
+  }
+}
+
+float PreparedSegment::mix(int64_t row, int64_t key, int64_t value) const {
+  const Strided& m = segment_.v_mix;
+  const int64_t own = m.shape[0] == 1 ? 0 : row;
+  return static_cast<const float*>(m.data)[own * m.strides[0] + key * m.strides[1] + value * m.strides[2]];
+}
+
+const std::byte* PreparedSegment::packed_keys(int64_t piece, int64_t row, int64_t head) const {
+  const std::byte* at = data_ + (key_slots_.at(key_source(row)) * heads_ + head) * keys_bytes_;
+  for (int64_t i = 0; i < piece; ++i) at += key_layouts_[i].bytes();
+  return at;
+}
+
+const std::byte* PreparedSegment::packed_values(int64_t piece, int64_t row, int64_t head) const {
+  const std::byte* at = data_ + static_cast<int64_t>(key_sources_.size()) * heads_ * keys_bytes_ +
+                        (value_slots_.at(value_source(row)) * heads_ + head) * values_bytes_;
+  for (int64_t i = 0; i < piece; ++i) at += value_layouts_[i].bytes();
+  return at;
+}
+
+int64_t PreparedSegment::read_key(int64_t row, int64_t key) const {
+  for (int64_t i = 0; i < pieces(); ++i) {
+    if (key >= first_keys_[i] && key < first_keys_[i + 1]) return key - first_keys_[i] < length(i, row) ? key : -1;
+  }
+  return -1;
+}
+
+}  // namespace bridle

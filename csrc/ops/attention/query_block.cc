@@ -1,0 +1,333 @@
+#include "ops/attention/query_block.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "ops/element.h"
+
+namespace bridle {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+// Channels that are summed in registers: long sums round worse.
+constexpr int64_t kDepth = 256;
+// Tiles write whole panels.
+constexpr int64_t kOverhang = 64;
+
+float* floats(const AlignedBuffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
+
+float* at(const Strided& tensor, int64_t a, int64_t b, int64_t c) {
+  return static_cast<float*>(tensor.data) + a * tensor.strides[0] + b * tensor.strides[1] + c * tensor.strides[2];
+}
+
+// The share of a score in a softmax with that maximum and sum; 0 where nothing is visible.
+float probability(float score, float maximum, float sum) {
+  return maximum == -kInfinity ? 0.0f : std::exp(score - maximum) / sum;
+}
+
+}  // namespace
+
+QueryBlock::QueryBlock(const AttentionPlan& plan, int64_t row, int64_t first, AttentionScratch& scratch)
+    : plan_(plan),
+      row_(row),
+      first_(first),
+      count_(std::min(kBlockQueries, plan.queries - first)),
+      element_(plan.variant.dtype == Dtype::kFloat32 ? 4 : 2),
+      weights_stride_(kBlockKeys + kOverhang),
+      scratch_(scratch) {
+  scratch.total.reserve(kBlockQueries * plan.padded_dim * sizeof(float));
+  scratch.output.reserve(kBlockQueries * plan.padded_dim * sizeof(float));
+  scratch.weights.reserve(kBlockQueries * weights_stride_ * element_);
+}
+
+void QueryBlock::attend(int64_t head) {
+  std::fill(total(0), total(kBlockQueries), 0.0f);
+  for (size_t index = 0; index < plan_.segments.size(); ++index) {
+    if (plan_.segments[index].present(row_)) add_segment(index, head);
+  }
+  write(head);
+}
+
+void QueryBlock::add_segment(size_t index, int64_t head) {
+  const PreparedSegment& segment = plan_.segments[index];
+  keeps_ = segment.source().mass.count > 0 || !segment.source().captures.empty();
+  stream(segment, head);
+  if (segment.source().mass.count > 0) shift(index, head);
+  report(segment, head);
+  finish(segment);
+}
+
+void QueryBlock::read_queries(const PreparedSegment& segment, int64_t head) {
+  const Strided& q = plan_.arguments.q;
+  const int64_t size = q.dtype == Dtype::kFloat32 ? 4 : 2, dim = plan_.dim;
+  const auto* base = static_cast<const std::byte*>(q.data) +
+                     (segment.source().q_rows[row_] * q.strides[0] + head * q.strides[2]) * size;
+  const bool widens = q.dtype == Dtype::kBFloat16 && plan_.variant.dtype == Dtype::kFloat32;
+  if (widens) scratch_.queries.reserve(kBlockQueries * dim * sizeof(float));
+  for (int64_t i = 0; i < kBlockQueries; ++i) {
+    // Queries behind the last repeat it; their results are never read.
+    const std::byte* from = base + (first_ + std::min(i, count_ - 1)) * q.strides[1] * size;
+    query_rows_[i] = from;
+    if (widens) {
+      float* const wide = floats(scratch_.queries) + i * dim;
+      for (int64_t c = 0; c < dim; ++c) wide[c] = BFloat16::widen(reinterpret_cast<const uint16_t*>(from)[c]);
+      query_rows_[i] = wide;
+    }
+  }
+}
+
+std::vector<QueryBlock::KeyBlock> QueryBlock::key_blocks(const PreparedSegment& segment) const {
+  std::vector<KeyBlock> blocks;
+  for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
+    int64_t length = segment.length(piece, row_);
+    // No query of the block sees more.
+    if (plan_.arguments.causal) length = std::min(length, first_ + count_);
+    const std::vector<Panel>& panels = segment.key_layout(piece).panels();
+    int64_t panel = 0, panel_count = static_cast<int64_t>(panels.size());
+    while (panel < panel_count && panels[panel].first < length) {
+      const int64_t start = panel, first = panels[panel].first;
+      int64_t end = first;
+      while (panel < panel_count && panels[panel].first < length) {
+        const int64_t next = panels[panel].first + panels[panel].vectors * plan_.variant.lanes;
+        if (next - first > kBlockKeys) break;
+        end = next;
+        ++panel;
+      }
+      blocks.push_back({piece, start, panel - start, first, std::min(end, length) - first});
+    }
+  }
+  return blocks;
+}
+
+// Raw products of the queries and a block of keys.
+void QueryBlock::score(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores,
+                       int64_t stride) const {
+  const PackedLayout& layout = segment.key_layout(block.piece);
+  const std::byte* const keys = segment.packed_keys(block.piece, row_, head);
+  for (int64_t p = block.first_panel; p < block.first_panel + block.panels; ++p) {
+    const Panel& panel = layout.panels()[p];
+    for (int64_t i = 0; i < count_; i += plan_.variant.rows) {
+      float* const sums = scores + i * stride + panel.first - block.first;
+      for (int64_t from = 0; from < plan_.dim; from += kDepth) {
+        plan_.variant.tiles[panel.vectors - 1]({query_rows_ + i, from, std::min(kDepth, plan_.dim - from),
+                                                keys + layout.offset(panel, from), sums, stride, from == 0});
+      }
+    }
+  }
+}
+
+// From raw products to weights, with what came before rescaled to the new maximum.
+void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores,
+                       int64_t stride) {
+  const AttentionVariant& variant = plan_.variant;
+  const Strided& bias = segment.source().bias;
+  const int64_t first_key = segment.first_key(block.piece) + block.first;
+  for (int64_t i = 0; i < count_; ++i) {
+    const int64_t visible =
+        plan_.arguments.causal ? std::clamp<int64_t>(first_ + i + 1 - first_key, 0, block.count) : block.count;
+    const float* row_bias = bias ? at(bias, row_, head, first_ + i) + first_key * bias.strides[3] : nullptr;
+    const SoftmaxResult found = variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0,
+                                                 plan_.arguments.scale, visible, maxima_[i], weights(i)});
+    // Pairs of weights are multiplied together, so one more may be read.
+    std::memset(weights(i) + visible * element_, 0, (block.count + 1 - visible) * element_);
+    if (found.maximum != maxima_[i]) {
+      const float factor = maxima_[i] == -kInfinity ? 0.0f : std::exp(maxima_[i] - found.maximum);
+      sums_[i] *= factor;
+      variant.rescale(output(i), factor, plan_.dim);
+      maxima_[i] = found.maximum;
+    }
+    sums_[i] += found.sum;
+  }
+}
+
+// Adds the weights' products with the values of a block to the outputs.
+void QueryBlock::multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head) {
+  const PackedLayout& layout = segment.value_layout(block.piece);
+  const std::byte* const values = segment.packed_values(block.piece, row_, head);
+  for (const Panel& panel : layout.panels()) multiply_panel(layout, panel, values, block);
+}
+
+void QueryBlock::multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values,
+                                const KeyBlock& block) {
+  const AttentionVariant& variant = plan_.variant;
+  const int64_t whole = block.count / variant.depth * variant.depth;
+  alignas(64) std::byte last[kOverhang * 2 * 4];
+  if (whole < block.count) {
+    // The last pair of a row's keys: its second half belongs to no key of the row and may hold anything.
+    const int64_t bytes = panel.vectors * variant.lanes * variant.depth * element_;
+    std::memcpy(last, values + layout.offset(panel, block.first + whole), bytes);
+    for (int64_t j = 1; j < panel.vectors * variant.lanes * variant.depth; j += variant.depth) {
+      std::memset(last + j * element_, 0, element_);
+    }
+  }
+  for (int64_t i = 0; i < count_; i += variant.rows) {
+    const void* rows[8];
+    for (int64_t j = 0; j < variant.rows; ++j) rows[j] = weights(std::min(i + j, count_ - 1));
+    float* const sums = output(i) + panel.first;
+    const auto tile = variant.tiles[panel.vectors - 1];
+    if (whole > 0) tile({rows, 0, whole, values + layout.offset(panel, block.first), sums, plan_.padded_dim, false});
+    if (whole < block.count) tile({rows, whole, variant.depth, last, sums, plan_.padded_dim, false});
+  }
+}
+
+// The softmax of all keys times the values, not yet divided by the sums.
+void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
+  read_queries(segment, head);
+  std::fill(maxima_, maxima_ + kBlockQueries, -kInfinity);
+  std::fill(sums_, sums_ + kBlockQueries, 0.0f);
+  std::fill(output(0), output(kBlockQueries), 0.0f);
+  kept_stride_ = keeps_ ? segment.keys() + kOverhang : kBlockKeys + kOverhang;
+  scratch_.scores.reserve((kBlockQueries * kept_stride_ + kOverhang) * sizeof(float));
+  float* const scores = floats(scratch_.scores);
+  for (const KeyBlock& block : key_blocks(segment)) {
+    float* const own = keeps_ ? scores + segment.first_key(block.piece) + block.first : scores;
+    score(segment, block, head, own, kept_stride_);
+    weigh(segment, block, head, own, kept_stride_);
+    multiply(segment, block, head);
+  }
+}
+
+// Replaces the kept scores by the shifted map, and the outputs by its product with the values.
+void QueryBlock::shift(size_t index, int64_t head) {
+  const PreparedSegment& segment = plan_.segments[index];
+  const int64_t keys = segment.keys();
+  scratch_.row.reserve(keys * sizeof(float));
+  for (int64_t i = 0; i < count_; ++i) {
+    float* const scores = floats(scratch_.scores) + i * kept_stride_;
+    std::fill(floats(scratch_.row), floats(scratch_.row) + keys, 0.0f);
+    for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
+      for (int64_t j = 0; j < segment.length(piece, row_); ++j) {
+        const int64_t key = segment.first_key(piece) + j;
+        floats(scratch_.row)[key] = probability(scores[key], maxima_[i], sums_[i]);
+      }
+    }
+    shift_query(index, head, i, floats(scratch_.row));
+    std::copy(floats(scratch_.row), floats(scratch_.row) + keys, scores);
+  }
+  std::fill(output(0), output(kBlockQueries), 0.0f);
+  for (const KeyBlock& block : key_blocks(segment)) {
+    const int64_t first = segment.first_key(block.piece) + block.first;
+    for (int64_t i = 0; i < count_; ++i) {
+      plan_.variant.narrow(weights(i), floats(scratch_.scores) + i * kept_stride_ + first, block.count);
+      std::memset(weights(i) + block.count * element_, 0, element_);
+    }
+    multiply(segment, block, head);
+  }
+}
+
+// A'[k] = A[k] * (1 - the shares of k) + window * share * mass, for the columns k of the shift.
+void QueryBlock::shift_query(size_t index, int64_t head, int64_t i, float* map) const {
+  const PreparedSegment& segment = plan_.segments[index];
+  const AttentionMass& mass = segment.source().mass;
+  const float* const masses = plan_.masses[index].data() + (row_ * plan_.heads + head) * mass.count;
+  const auto each = [&](const auto& change) {
+    for (int64_t s = 0; s < mass.count; ++s) {
+      const int64_t key = segment.read_key(row_, mass.columns[row_ * mass.count + s]);
+      if (key >= 0) change(s, key, mass.share[row_ * mass.count + s]);
+    }
+  };
+  std::vector<float> given(mass.count, 0.0f);
+  each([&](int64_t s, int64_t key, float share) { given[s] = map[key] * share; });
+  each([&](int64_t s, int64_t key, float share) {
+    const int64_t window = mass.window.shape[1] == 1 ? 0 : s;
+    map[key] += *at(mass.window, row_, window, first_ + i) * share * masses[s] - given[s];
+  });
+}
+
+void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums) {
+  const AttentionMass& mass = segment.source().mass;
+  keeps_ = true;
+  stream(segment, head);
+  for (int64_t s = 0; s < mass.count; ++s) {
+    const int64_t key = segment.read_key(row_, mass.columns[row_ * mass.count + s]);
+    for (int64_t i = 0; key >= 0 && i < count_; ++i) {
+      sums[s] += probability((floats(scratch_.scores) + i * kept_stride_)[key], maxima_[i], sums_[i]);
+    }
+  }
+}
+
+void QueryBlock::report(const PreparedSegment& segment, int64_t head) {
+  const AttentionSegment& source = segment.source();
+  for (int64_t i = 0; source.lse && i < count_; ++i) {
+    *at(source.lse, row_, head, first_ + i) = maxima_[i] + std::log(sums_[i]);
+  }
+  for (const AttentionCapture& wanted : source.captures) {
+    for (size_t place = 0; place < wanted.rows.size(); ++place) {
+      if (wanted.rows[place] == row_) capture(segment, wanted, static_cast<int64_t>(place), head);
+    }
+  }
+}
+
+void QueryBlock::capture(const PreparedSegment& segment, const AttentionCapture& wanted, int64_t place, int64_t head) {
+  const int64_t columns = wanted.out.shape.back();
+  const bool per_head = wanted.out.shape.size() == 4, shifted = segment.source().mass.count > 0;
+  const float scale = wanted.scale[place] / static_cast<float>(per_head ? 1 : plan_.heads);
+  const std::vector<int64_t>& strides = wanted.out.strides;
+  scratch_.row.reserve(segment.keys() * sizeof(float));
+  float* const map = floats(scratch_.row);
+  for (int64_t i = 0; i < count_; ++i) {
+    const float* const scores = floats(scratch_.scores) + i * kept_stride_;
+    std::fill(map, map + segment.keys(), 0.0f);
+    const auto read = [&](int64_t key) {
+      map[key] = shifted ? scores[key] : probability(scores[key], maxima_[i], sums_[i]);
+    };
+    if (wanted.columns.empty() || segment.mixes()) {
+      for (int64_t key = 0; key < segment.keys(); ++key) {
+        if (segment.read_key(row_, key) >= 0) read(key);
+      }
+    }
+    float* out = static_cast<float*>(wanted.out.data) + place * strides[0];
+    if (per_head) out += head * strides[1];
+    out += (first_ + i) * strides[per_head ? 2 : 1];
+    for (int64_t s = 0; s < columns; ++s) {
+      const int64_t column = wanted.columns.empty() ? s : wanted.columns[place * columns + s];
+      if (column < 0 || (!segment.mixes() && segment.read_key(row_, column) < 0)) continue;
+      if (!segment.mixes()) read(column);
+      out[s * strides.back()] += scale * captured(segment, map, column);
+    }
+  }
+}
+
+float QueryBlock::captured(const PreparedSegment& segment, const float* map, int64_t column) const {
+  if (!segment.mixes()) return map[column];
+  float sum = 0.0f;
+  for (int64_t key = 0; key < segment.keys(); ++key) sum += map[key] * segment.mix(row_, key, column);
+  return sum;
+}
+
+// Adds the segment's output, divided by the sums of the softmax and times its weight.
+void QueryBlock::finish(const PreparedSegment& segment) {
+  const AttentionSegment& source = segment.source();
+  const bool divided = source.mass.count > 0;
+  for (int64_t i = 0; i < count_; ++i) {
+    float weight = source.weight;
+    if (source.weights) {
+      const Strided& w = source.weights;
+      weight *= static_cast<const float*>(w.data)[row_ * w.strides[0] + (first_ + i) * w.strides[1]];
+    }
+    if (weight == 0.0f || maxima_[i] == -kInfinity) continue;
+    plan_.variant.add_scaled(total(i), output(i), divided ? weight : weight / sums_[i], plan_.dim);
+  }
+}
+
+void QueryBlock::write(int64_t head) {
+  const AttentionArguments& a = plan_.arguments;
+  const float gate = a.gate[row_];
+  for (int64_t i = 0; i < count_; ++i) {
+    const int64_t place = ((row_ * plan_.queries + first_ + i) * plan_.heads + head) * plan_.dim;
+    for (int64_t c = 0; c < plan_.dim; ++c) {
+      float value = gate == 0.0f ? 0.0f : total(i)[c] * gate;
+      if (a.out.dtype == Dtype::kFloat32) {
+        float& out = static_cast<float*>(a.out.data)[place + c];
+        out = a.accumulate ? out + value : value;
+      } else {
+        uint16_t& out = static_cast<uint16_t*>(a.out.data)[place + c];
+        out = BFloat16::narrow(a.accumulate ? BFloat16::widen(out) + value : value);
+      }
+    }
+  }
+}
+
+}  // namespace bridle

@@ -1,0 +1,74 @@
+// A few queries of one row: their segments one after another, each a running softmax over blocks of keys.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "bridle/aligned_buffer.h"
+#include "ops/attention/prepared_segment.h"
+
+namespace bridle {
+
+constexpr int64_t kBlockQueries = 48;
+// Keys whose scores a block holds at most: with the queries', what fits into L1 and a part of L2.
+constexpr int64_t kBlockKeys = 256;
+
+// What all tasks of an attention share. masses: [segments][R][H][S], those before the shift.
+struct AttentionPlan {
+  const AttentionArguments& arguments;
+  const AttentionVariant& variant;
+  std::vector<PreparedSegment> segments;
+  std::vector<std::vector<float>> masses;
+  int64_t rows, heads, queries, dim, padded_dim;
+};
+
+// Memory of one task at a time, kept by its thread.
+struct AttentionScratch {
+  AlignedBuffer total, output, scores, weights, queries, row;
+};
+
+class QueryBlock {
+ public:
+  QueryBlock(const AttentionPlan& plan, int64_t row, int64_t first, AttentionScratch& scratch);
+
+  // The output of a head, and everything that its segments report but masses.
+  void attend(int64_t head);
+
+  // Adds the masses of a segment's shifted columns [S] over these queries.
+  void add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums);
+
+ private:
+  struct KeyBlock {
+    int64_t piece, first_panel, panels, first, count;  // `first` of the piece's keys
+  };
+
+  void add_segment(size_t index, int64_t head);
+  void read_queries(const PreparedSegment& segment, int64_t head);
+  std::vector<KeyBlock> key_blocks(const PreparedSegment& segment) const;
+  void score(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride) const;
+  void weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride);
+  void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head);
+  void multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values, const KeyBlock& block);
+  void stream(const PreparedSegment& segment, int64_t head);
+  void shift(size_t index, int64_t head);
+  void shift_query(size_t index, int64_t head, int64_t i, float* weights) const;
+  void report(const PreparedSegment& segment, int64_t head);
+  void capture(const PreparedSegment& segment, const AttentionCapture& capture, int64_t place, int64_t head);
+  float captured(const PreparedSegment& segment, const float* map, int64_t column) const;
+  void finish(const PreparedSegment& segment);
+  void write(int64_t head);
+
+  float* output(int64_t i) const { return reinterpret_cast<float*>(scratch_.output.data()) + i * plan_.padded_dim; }
+  float* total(int64_t i) const { return reinterpret_cast<float*>(scratch_.total.data()) + i * plan_.padded_dim; }
+  std::byte* weights(int64_t i) const { return scratch_.weights.data() + i * weights_stride_ * element_; }
+
+  const AttentionPlan& plan_;
+  const int64_t row_, first_, count_, element_, weights_stride_;
+  AttentionScratch& scratch_;
+  const void* query_rows_[kBlockQueries];
+  float maxima_[kBlockQueries], sums_[kBlockQueries];
+  bool keeps_ = false;  // the scores of all keys, [queries][kept_stride_]
+  int64_t kept_stride_ = 0;
+};
+
+}  // namespace bridle

@@ -1,0 +1,186 @@
+"""Attention of the C++ core: the acceptance rule for every variant, every term of the algebra, rows and threads."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from attention_cases import CASES, D, H, N, R, cases, index, rand
+from naive_attention import naive_attention
+from test_attention_acceptance import KINDS, PROBABILITY_ROUNDING, SIZES, magnitude, segments_of
+from torch import Tensor
+
+from bridle_kernels import _core, available_isas
+from bridle_kernels.attention import Capture, Piece, Segment, native
+from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
+
+DTYPES = (torch.float32, torch.bfloat16)
+each_isa = pytest.mark.parametrize("isa", available_isas())
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def attention(q: Tensor, segments: list[Segment], isa: str, threads: int = 2, **named: object) -> Tensor:
+    assert native.refusal(q, segments) is None
+    return native.attention(q, segments, pool=_core.ThreadPool(threads), isa=isa, **named)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_dtype
+@each_isa
+def test_acceptance(isa: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str) -> None:
+    q, segments = segments_of(kind, sum(size), size, dtype)
+    ours = attention(q, segments, isa)
+    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=dtype)
+    depth = size[0] + size[2] + 8 + PROBABILITY_ROUNDING[dtype]
+    assert_as_good_as_peer(ours, exact.out, peer.out, magnitude(q, segments), depth)
+
+
+@pytest.mark.parametrize("kind", ["reporting", "reporting mixed", "all"])
+@pytest.mark.parametrize("size", SIZES[1:], ids=str)
+@each_dtype
+@each_isa
+def test_reports(isa: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str) -> None:
+    q, segments = segments_of(kind, sum(size), size, dtype)
+    attention(q, segments, isa)
+    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
+    depth = size[0] + size[2] + 8
+    for capture, wanted, other in zip(segments[0].captures, exact.captures[0], peer.captures[0], strict=True):
+        assert_as_good_as_peer(capture.out, wanted, other, wanted.abs() + 1.0, depth)
+    lse, mass = segments[0].lse, segments[0].mass
+    assert lse is not None
+    assert_as_good_as_peer(lse, exact.lses[0], peer.lses[0], exact.lses[0].abs() + 8.0, depth)
+    if kind == "all":
+        assert mass is not None and mass.out is not None
+        wanted_mass, peer_mass = exact.masses[0], peer.masses[0]
+        assert wanted_mass is not None and peer_mass is not None
+        assert_as_good_as_peer(mass.out, wanted_mass, peer_mass, wanted_mass, depth + size[1])
+
+
+def single(segment: Segment) -> Segment:
+    """In float32, with buffers of its own."""
+    pieces = tuple(Piece(p.k.float(), p.v.float(), p.length) for p in segment.pieces)
+    captures = tuple(replace(c, out=torch.zeros_like(c.out, dtype=torch.float32)) for c in segment.captures)
+    mass = segment.mass
+    if mass is not None and mass.out is not None:
+        mass = replace(mass, out=mass.out.float())
+    return replace(
+        segment, pieces=pieces, capture=captures, mass=mass, lse=None if segment.lse is None else segment.lse.float()
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+@each_isa
+def test_every_term(isa: str, name: str) -> None:
+    segments = [single(segment) for segment in cases()[name]]
+    q = rand(99, R, N, H, D).float()
+    gate = torch.tensor([1.0, 0.0, -0.5, 2.0])
+    ours = attention(q, segments, isa, gate=gate)
+    exact = naive_attention(q, segments)
+    torch.testing.assert_close(ours.double(), exact.out * gate[:, None, None].double(), rtol=2e-6, atol=2e-6)
+    for segment, captures, lse, mass in zip(segments, exact.captures, exact.lses, exact.masses, strict=True):
+        for capture, wanted in zip(segment.captures, captures, strict=True):
+            torch.testing.assert_close(capture.out.double(), wanted, rtol=2e-6, atol=2e-6)
+        if segment.lse is not None:
+            torch.testing.assert_close(segment.lse.double(), lse, rtol=2e-6, atol=2e-6)
+        if segment.mass is not None and segment.mass.out is not None:
+            torch.testing.assert_close(segment.mass.out.double(), mass, rtol=2e-6, atol=2e-6)
+
+
+def integers(seed: int, *shape: int) -> Tensor:
+    return torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+@each_dtype
+@each_isa
+def test_even_maps_of_integers_are_exact(isa: str, dtype: torch.dtype) -> None:
+    """Queries of zero see 64 keys alike: sums of integers over a power of two."""
+    k, v = (integers(seed, 2, 64, 3, 24).to(dtype) for seed in (1, 2))
+    out = torch.zeros(2, 50, 64)
+    segment = Segment((Piece(k, v),), capture=Capture(None, out))
+    ours = attention(torch.zeros(2, 50, 3, 24, dtype=dtype), [segment], isa)
+    wanted = v.double().mean(1, keepdim=True).expand(2, 50, 3, 24).flatten(2)
+    assert_integer_exact(ours, wanted.to(dtype).double())
+    assert_integer_exact(out, torch.full_like(out, 1 / 64).double())
+
+
+@each_dtype
+@each_isa
+def test_causal_and_float32_scores(isa: str, dtype: torch.dtype) -> None:
+    q, k, v = (rand(seed, 2, 77, 4, 32).to(dtype) for seed in (3, 4, 5))
+    for float32_scores in (False, True):
+        ours = attention(q, [Segment((Piece(k, v),))], isa, causal=True, float32_scores=float32_scores)
+        exact, peer = (
+            torch.nn.functional.scaled_dot_product_attention(
+                *(t.to(kind).transpose(1, 2) for t in (q, k, v)), is_causal=True
+            ).transpose(1, 2)
+            for kind in (torch.float64, dtype)
+        )
+        rounding = PROBABILITY_ROUNDING[dtype]
+        terms = v.double().abs().amax(1, keepdim=True).expand_as(exact).flatten(2)
+        assert_as_good_as_peer(ours, exact.flatten(2), peer.flatten(2), terms, 117 + rounding)
+
+
+@each_dtype
+@each_isa
+def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None:
+    """Nor does the number of threads matter, nor what lies behind a length, nor whether anything is reported."""
+    q, k, v = (rand(seed, 3, n, 2, 40).to(dtype) for seed, n in ((6, 130), (7, 601), (8, 601)))
+    lengths = index(601, 77, 300)
+    together = attention(q, [Segment((Piece(k, v, lengths),))], isa, threads=1)
+    for threads in (2, 5):
+        assert torch.equal(attention(q, [Segment((Piece(k, v, lengths),))], isa, threads), together)
+    reporting = Segment(
+        (Piece(k, v, lengths),), capture=Capture(None, torch.zeros(3, 130, 601)), lse=torch.zeros(3, 2, 130)
+    )
+    assert torch.equal(attention(q, [reporting], isa), together)
+    for row, length in enumerate(lengths.tolist()):
+        alone = Segment((Piece(k[row : row + 1, :length].clone(), v[row : row + 1, :length].clone()),))
+        assert torch.equal(attention(q[row : row + 1].clone(), [alone], isa)[0], together[row])
+        for part in (k, v):
+            part[row, length:] = torch.nan
+    assert torch.equal(attention(q, [Segment((Piece(k, v, lengths),))], isa), together)
+    v[1, 3] = torch.nan
+    poisoned_run = attention(q, [Segment((Piece(k, v, lengths),))], isa)
+    assert torch.equal(poisoned_run[[0, 2]], together[[0, 2]]) and poisoned_run[1].isnan().all()
+
+
+@each_dtype
+@each_isa
+def test_results_are_added_inside_their_bounds(isa: str, dtype: torch.dtype) -> None:
+    q, k, v = (rand(seed, 2, n, 2, 24).to(dtype) for seed, n in ((9, 13), (10, 9), (11, 9)))
+    plain = attention(q, [Segment((Piece(k, v),))], isa)
+    buffer = poisoned((2 * 13 * 48 + 2 * GUARD,), dtype)
+    before = buffer.clone()
+    out = buffer[GUARD:-GUARD].view(2, 13, 48)
+    out.fill_(2.0)
+    assert attention(q, [Segment((Piece(k, v),))], isa, out=out) is out
+    torch.testing.assert_close(
+        out.float(), plain.float() + 2.0, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
+    )
+    for edge in (slice(None, GUARD), slice(-GUARD, None)):
+        assert torch.equal(buffer[edge].view(torch.int16), before[edge].view(torch.int16))
+    assert torch.equal(attention(q, [], isa), torch.zeros(2, 13, 48, dtype=dtype))
+
+
+@each_isa
+def test_strided_operands(isa: str) -> None:
+    """Views into a fused projection are read as they are; channels that are not consecutive are copied."""
+    fused = rand(12, 2, 21, 3, 2, 16).float()
+    q, k, v = fused.unbind(2)
+    wanted = attention(*(q.contiguous(), [Segment((Piece(k.contiguous(), v.contiguous()),))]), isa)
+    assert torch.equal(attention(q, [Segment((Piece(k, v),))], isa), wanted)
+    turned = [t.transpose(2, 3).contiguous().transpose(2, 3) for t in (q, k, v)]
+    assert torch.equal(attention(turned[0], [Segment((Piece(*turned[1:]),))], isa), wanted)
+
+
+def test_what_is_not_served_is_said() -> None:
+    q = torch.randn(1, 4, 1, 8)
+    segment = Segment((Piece(q, q),))
+    assert native.refusal(q, [segment]) is None
+    assert "one dtype" in str(native.refusal(q.half(), [segment]))
+    assert "one dtype" in str(native.refusal(q.bfloat16(), [segment]))
+    assert "float32" in str(native.refusal(q, [replace(segment, lse=torch.zeros(1, 1, 4, dtype=torch.float64))]))
+    assert "gradient" in str(native.refusal(q.clone().requires_grad_(), [segment]))
+    with torch.no_grad():
+        assert native.refusal(q.clone().requires_grad_(), [segment]) is None
+    assert "CPU" in str(native.refusal(q.to("meta"), [segment]))
