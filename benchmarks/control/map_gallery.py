@@ -20,9 +20,10 @@ WORDS = ("red circle", "blue star")
 EDITS = ("a green circle and a blue star on a white background", "a red heart and a blue star on a white background")
 LEFT, RIGHT = (0.05, 0.25, 0.45, 0.75), (0.55, 0.25, 0.95, 0.75)
 TOP, BOTTOM = (0.25, 0.05, 0.75, 0.45), (0.25, 0.55, 0.75, 0.95)
+HALVES = (((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)), ((0.0, 0.0, 1.0, 0.5), (0.0, 0.5, 1.0, 1.0)))
 FACTORS = (0.0, 1.0, 2.0)
 REGIONS = (("a purple heart", "a yellow ring"), ("a pink star", "a green triangle"))
-PANORAMA = "four small stars on a blue background"
+PANORAMA = "four yellow stars on a blue background"
 
 
 def heat_map_lines(engine: bridle.Engine) -> list[list[ByteImage]]:
@@ -73,9 +74,10 @@ def inject_lines(engine: bridle.Engine) -> list[list[ByteImage]]:
 def region_lines(engine: bridle.Engine) -> list[list[ByteImage]]:
     """Boxes, and the prompts of both regions without and with them, in both modes."""
     lines = []
-    for (first, second), boxes in zip(REGIONS, ((LEFT, RIGHT), (TOP, BOTTOM)), strict=True):
+    for (first, second), boxes in zip(REGIONS, HALVES, strict=True):
         prompt = f"{first} and {second} on a white background"
-        regions = [bridle.Region(text, box) for text, box in zip((first, second), boxes, strict=True)]
+        texts = [f"{text} on a white background" for text in (first, second)]
+        regions = [bridle.Region(text, box) for text, box in zip(texts, boxes, strict=True)]
         requests = [
             request(prompt, SEEDS[0]),
             request(prompt, SEEDS[0], regions=regions),

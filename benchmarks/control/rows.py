@@ -53,12 +53,22 @@ def adapter_request(name: str) -> RequestOf:
 
 
 def region_request(mode: str) -> RequestOf:
-    """The caption, and a region of its own for every object at its true box."""
+    """The background as the prompt, and a region of its own for every object at its true box.
+
+    A prompt that names the objects too would draw them outside of their regions as well.
+    """
 
     def request(case: Case, settings: Settings) -> bridle.Request:
         places = phrases(case).values()
         regions = [bridle.Region(named(kind), fractions(box)) for kind, boxes in places for box in boxes]
-        return plain_request(case, settings, regions=regions, region_mode=mode, bootstrapping_steps=settings.steps // 3)
+        return plain_request(
+            case,
+            settings,
+            prompt=f"a picture on a {case.scene.background} background",
+            regions=regions,
+            region_mode=mode,
+            bootstrapping_steps=settings.steps // 3,
+        )
 
     return request
 

@@ -83,7 +83,7 @@ def autoencoder_stage(
         output = autoencoder.decode(autoencoder.encode(pictures).latent_dist.mean).sample
         save_sheet(path, np.concatenate([to_bytes(pictures), to_bytes(output)]), columns=8)
 
-    return Stage("autoencoder", minutes, autoencoder, loss, show, learning_rate=1.5e-3, ema_decay=0.995)
+    return Stage("autoencoder", minutes, autoencoder, loss, show, learning_rate=1.5e-3, batch=batch, ema_decay=0.995)
 
 
 def encode_all(autoencoder: AutoencoderKL, images: SceneImages, folder: Path, device: torch.device) -> Tensor:

@@ -113,7 +113,9 @@ def control_stage(
         save_sheet(path, np.concatenate([shown, samples]), columns=8)
         export_half(module, export / FOLDERS[name])
 
-    return Stage(name, minutes, module, loss, show, LEARNING_RATE, repeats=True, ema_decay=0.998, show_every=600.0)
+    return Stage(
+        name, minutes, module, loss, show, LEARNING_RATE, batch, repeats=True, ema_decay=0.998, show_every=600.0
+    )
 
 
 def control_residuals(

@@ -228,7 +228,7 @@ def denoiser_stage(
         export_pipeline(pipeline, export)
 
     return Stage(
-        "denoiser", minutes, denoiser, loss, show, learning_rate=7e-4, repeats=True, ema_decay=0.999, show_every=600.0
+        "denoiser", minutes, denoiser, loss, show, learning_rate=7e-4, batch=batch, repeats=True, show_every=600.0
     )
 
 

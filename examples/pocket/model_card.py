@@ -57,7 +57,8 @@ relations ("left of", "right of", "above", "below"), places and backgrounds.
 {training}
 
 The text encoder and the U-Net learn together to predict the velocity (arXiv 2202.00512), with a tenth of the captions
-dropped for guidance; the published weights are moving averages. The controls are trained on the frozen U-Net.
+dropped for guidance; the published weights are moving averages. The controls are trained on the frozen U-Net, with half of
+the captions dropped, so that they are followed without a caption's help.
 
 ## Scores
 
@@ -72,8 +73,9 @@ Layout diversity over seeds of one prompt: {seeds:.2f} (unrelated scenes: {unrel
 ## Limits
 
 It draws the shapes above and nothing else; other words have never been seen in training. Small details of shapes come out
-soft, since 8 x 8 pixels share one latent. Three and four objects are harder than one and two. Other sizes than {size} x {size}
-work worse. The scores are the honest measure.
+soft, since 8 x 8 pixels share one latent. Which object is to be left of or above which is hardly heeded (relation): in training
+the schedule's last noise level still shows the layout, so the noise decides it when sampling. Three and four objects are
+harder than one and two. Other sizes than {size} x {size} work worse. The scores are the honest measure.
 
 ## Licence
 
@@ -127,12 +129,12 @@ def _parameters(folder: Path) -> float:
 
 def _training(logs: Sequence[Path]) -> str:
     """A table of the stages of every run."""
-    lines = ["| run | stage | steps | minutes | last loss |", "|---|---|---|---|---|"]
+    lines = ["| run | stage | steps | pictures | minutes | last loss |", "|---|---|---|---|---|---|"]
     for run, log in enumerate(logs, 1):
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         for entry in {entry["stage"]: entry for entry in entries}.values():
-            minutes = entry["seconds"] / 60
-            lines.append(f"| {run} | {entry['stage']} | {entry['step']} | {minutes:.0f} | {entry['loss']:.4f} |")
+            steps, pictures, minutes = entry["step"], entry["pictures"], entry["seconds"] / 60
+            lines.append(f"| {run} | {entry['stage']} | {steps} | {pictures} | {minutes:.1f} | {entry['loss']:.4f} |")
     return "\n".join(lines)
 
 

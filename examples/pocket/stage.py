@@ -30,6 +30,7 @@ class Stage:
     loss: takes a generator and the elapsed share of the budget, 0..1, and returns a scalar.
     repeats: whether the loss is one fixed computation that heeds neither argument and draws on the module's device with
         PyTorch's own generator. A GPU then records it once and replays it.
+    batch: pictures a step, of this process.
     show: writes a sample sheet to the given path and exports; called with the averaged weights in place.
     """
 
@@ -39,6 +40,7 @@ class Stage:
     loss: Callable[[np.random.Generator, float], Tensor]
     show: Callable[[Path], None]
     learning_rate: float
+    batch: int
     repeats: bool = False
     ema_decay: float = 0.999
     show_every: float = 300.0
@@ -143,6 +145,7 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
     bar.disable = not first
     bar.mininterval = 10
     running = torch.zeros(())
+    batch = stage.batch * workers.count()
     loss_and_gradients = _loss_and_gradients(stage, rng)
     while progress.elapsed < budget:
         started = time.monotonic()
@@ -151,7 +154,8 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
         if progress.step % LOG_EVERY == 0:
             mean = float(running)
             if first:
-                _log(out, {"stage": stage.name, "step": progress.step, "seconds": progress.elapsed, "loss": mean})
+                place = {"stage": stage.name, "step": progress.step, "pictures": progress.step * batch}
+                _log(out, {**place, "seconds": progress.elapsed, "loss": mean})
             bar.set_postfix(step=progress.step, loss=f"{mean:.4f}", refresh=False)
         if progress.elapsed - shown > stage.show_every:
             shown = progress.elapsed

@@ -38,7 +38,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, as the training script leaves it."""
     run = tmp_path_factory.mktemp("run")
     shutil.copytree(POCKET, run / "pocket", ignore=shutil.ignore_patterns("README.md"))
-    entries = [{"stage": "denoiser", "step": step, "seconds": 60.0 * step, "loss": 1 / step} for step in (1, 2)]
+    entries = [
+        {"stage": "denoiser", "step": step, "pictures": 32 * step, "seconds": 60.0 * step, "loss": 1 / step}
+        for step in (1, 2)
+    ]
     (run / "log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return run / "pocket"
 
@@ -101,7 +104,7 @@ def test_the_card_tells_scores_data_and_size(exported: Path, packaged: Path) -> 
     (packaged / "README.md").unlink()
     for wanted in ("license: apache-2.0", "200 held-out scenes", "| canny | 0.25 |", "0.50 (unrelated scenes: 0.75)"):
         assert wanted in card
-    assert "| 1 | denoiser | 2 | 2 | 0.5000 |\n| 2 | denoiser | 2 |" in card
+    assert "| 1 | denoiser | 2 | 64 | 2.0 | 0.5000 |\n| 2 | denoiser | 2 |" in card
     assert "crescent" in card and "purple" in card and " MB" in card and "{" not in card
 
 

@@ -53,7 +53,7 @@ def line_stage(module: Line, stop_at: int = 10**9) -> Stage:
         path.touch()
         module.shown.append(len(module.seen))
 
-    return Stage("line", 0.5, module, loss, show, learning_rate=0.1, ema_decay=0.9, show_every=5.0)
+    return Stage("line", 0.5, module, loss, show, learning_rate=0.1, batch=64, ema_decay=0.9, show_every=5.0)
 
 
 @pytest.fixture(autouse=True)
