@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
@@ -27,15 +28,16 @@ Dtype dtype_named(const std::string& name) {
 int64_t bytes_of(const PackedWeights& weights) { return weights.dtype() == Dtype::kFloat32 ? 4 : 2; }
 
 PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths, const std::string& dtype,
-                   const std::string& isa) {
+                   const std::string& isa, bool gated) {
   const Borrowed borrowed = borrow("weight", weight);
-  const int64_t n = borrowed.tensor.shape.empty() ? 0 : borrowed.tensor.shape[0];
+  const int64_t rows = borrowed.tensor.shape.empty() ? 0 : borrowed.tensor.shape[0];
+  if (gated && rows % 2 != 0) throw std::invalid_argument("weight wants an even number of rows to be gated");
   int64_t k = 0;
   for (const int64_t width : widths) k += width;
-  const auto* data = static_cast<const float*>(required("weight", borrowed, Dtype::kFloat32, {n, k}));
+  const auto* data = static_cast<const float*>(required("weight", borrowed, Dtype::kFloat32, {rows, k}));
   const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
   py::gil_scoped_release release;
-  return PackedWeights(data, n, widths, dtype_named(dtype), chosen);
+  return PackedWeights(data, gated ? rows / 2 : rows, widths, dtype_named(dtype), chosen, gated);
 }
 
 // What linear and conv2d take beyond their left operand.
@@ -48,13 +50,26 @@ struct Epilogue {
     const int64_t m = images * positions;
     a.m = m;
     a.positions = positions;
-    a.bias = static_cast<const float*>(compact("bias", bias, Dtype::kFloat32, {weights.n()}));
-    a.shift = static_cast<const float*>(compact("shift", shift, Dtype::kFloat32, {images, weights.n()}));
+    a.bias = static_cast<const float*>(compact("bias", bias, Dtype::kFloat32, {weights.biases()}));
+    a.shift = shifts(images, weights.n());
+    a.shift_stride = a.shift == nullptr ? 0 : shift.tensor.strides[0];
     a.residual = compact("residual", residual, weights.dtype(), {m, weights.n()});
     a.out = required("out", out, weights.dtype(), {m, weights.n()});
     a.residual_stride = a.out_stride = weights.n();
     a.activation = activation;
     return a;
+  }
+
+ private:
+  // Rows may lie apart: they are columns of a table.
+  const float* shifts(int64_t images, int64_t outputs) const {
+    const Strided& s = shift.tensor;
+    if (!shift.owner) return nullptr;
+    if (s.dtype != Dtype::kFloat32 || s.shape != std::vector<int64_t>{images, outputs} || s.strides[1] != 1) {
+      throw std::invalid_argument("shift is " + text(s.shape) + ", wants float32 of " + text({images, outputs}) +
+                                  " with consecutive channels");
+    }
+    return static_cast<const float*>(s.data);
   }
 };
 
@@ -134,7 +149,8 @@ void bind_gemm(py::module_& module) {
       .def(py::init<int>(), py::arg("threads"))
       .def_property_readonly("threads", &ThreadPool::threads);
   py::class_<PackedWeights>(module, "PackedWeights")
-      .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "")
+      .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "",
+           py::arg("gated") = false)
       .def_property_readonly("bytes", &PackedWeights::bytes);
   module.def("linear", &linear, py::arg("pool"), py::arg("weights"), py::arg("x"), py::arg("out"), py::kw_only(),
              py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("activation") = "");

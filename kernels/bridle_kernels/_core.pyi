@@ -12,9 +12,14 @@ class ThreadPool:
     def threads(self) -> int: ...
 
 class PackedWeights:
-    """Weights [N, K] float32 in the order in which a variant reads them. widths: of the spans, K together."""
+    """Weights [N, K] float32 in the order in which a variant reads them. widths: of the spans, K together.
 
-    def __init__(self, weight: object, widths: Sequence[int], dtype: str = "float32", isa: str = "") -> None: ...
+    gated: weight is [2 N, K], N values and then their N gates; a product is value * gelu(gate).
+    """
+
+    def __init__(
+        self, weight: object, widths: Sequence[int], dtype: str = "float32", isa: str = "", gated: bool = False
+    ) -> None: ...
     @property
     def bytes(self) -> int: ...
 

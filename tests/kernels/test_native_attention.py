@@ -14,6 +14,7 @@ from bridle_kernels.attention import Capture, Piece, Segment, native
 from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
 
 DTYPES = (torch.float32, torch.bfloat16)
+Terms = tuple[Tensor, Tensor, Tensor, Tensor]
 each_isa = pytest.mark.parametrize("isa", available_isas())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -35,25 +36,35 @@ def test_acceptance(isa: str, dtype: torch.dtype, size: tuple[int, int, int], ki
     assert_as_good_as_peer(ours, exact.out, peer.out, magnitude(q, segments), depth)
 
 
+def reports(kind: str, seed: int, size: tuple[int, int, int], dtype: torch.dtype, isa: str) -> list[Terms]:
+    """Of the first segment: ours, exact, PyTorch's, and the magnitude of each thing that is reported."""
+    q, segments = segments_of(kind, seed, size, dtype)
+    attention(q, segments, isa)
+    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
+    first, found = segments[0], []
+    for capture, wanted, other in zip(first.captures, exact.captures[0], peer.captures[0], strict=True):
+        found.append((capture.out, wanted, other, wanted.abs() + 1.0))
+    assert first.lse is not None
+    found.append((first.lse, exact.lses[0], peer.lses[0], exact.lses[0].abs() + 8.0))
+    if kind == "all":
+        assert first.mass is not None and first.mass.out is not None
+        wanted_mass, peer_mass = exact.masses[0], peer.masses[0]
+        assert wanted_mass is not None and peer_mass is not None
+        found.append((first.mass.out, wanted_mass, peer_mass, wanted_mass))
+    return found
+
+
 @pytest.mark.parametrize("kind", ["reporting", "reporting mixed", "all"])
 @pytest.mark.parametrize("size", SIZES[1:], ids=str)
 @each_dtype
 @each_isa
 def test_reports(isa: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str) -> None:
-    q, segments = segments_of(kind, sum(size), size, dtype)
-    attention(q, segments, isa)
-    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
-    depth = size[0] + size[2] + 8
-    for capture, wanted, other in zip(segments[0].captures, exact.captures[0], peer.captures[0], strict=True):
-        assert_as_good_as_peer(capture.out, wanted, other, wanted.abs() + 1.0, depth)
-    lse, mass = segments[0].lse, segments[0].mass
-    assert lse is not None
-    assert_as_good_as_peer(lse, exact.lses[0], peer.lses[0], exact.lses[0].abs() + 8.0, depth)
-    if kind == "all":
-        assert mass is not None and mass.out is not None
-        wanted_mass, peer_mass = exact.masses[0], peer.masses[0]
-        assert wanted_mass is not None and peer_mass is not None
-        assert_as_good_as_peer(mass.out, wanted_mass, peer_mass, wanted_mass, depth + size[1])
+    """Sixteen draws of a size with a single query or key: the largest of a few errors is a matter of luck."""
+    seeds = range(sum(size), sum(size) + (16 if 1 in size[1:] else 1))
+    draws = [reports(kind, seed, size, dtype, isa) for seed in seeds]
+    for same in zip(*draws, strict=True):
+        ours, exact, peer, magnitudes = (torch.stack(parts) for parts in zip(*same, strict=True))
+        assert_as_good_as_peer(ours, exact, peer, magnitudes, sum(size) + 8)
 
 
 def single(segment: Segment) -> Segment:

@@ -90,6 +90,26 @@ def test_linear_of_integers_is_exact(isa: str, dtype: torch.dtype, size: tuple[i
     assert_integer_exact(ours, F.linear(x.double(), weight.double(), bias.double()))
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@each_variant
+def test_gated_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
+    """value * gelu(gate), gates from far below 0 to far above."""
+    m, k, n = size
+    x, weight, bias = rand(1, m, k).to(dtype), (rand(2, 2 * n, k) / k**0.5).to(dtype), rand(3, 2 * n)
+    bias[n:] = torch.linspace(-7, 7, n) if n > 1 else bias[n:]
+    target = Guarded(m, n, dtype)
+    weights = _core.PackedWeights(weight.float(), [k], str(dtype).removeprefix("torch."), isa, gated=True)
+    _core.linear(_core.ThreadPool(2), weights, x, target.out, bias=bias)
+    exact, peer = (
+        value * F.gelu(gate)
+        for value, gate in (
+            F.linear(x.to(kind), weight.to(kind), bias.to(kind)).chunk(2, -1) for kind in (torch.float64, dtype)
+        )
+    )
+    value, gate = (x.double().abs() @ weight.double().abs().T + bias.abs()).chunk(2, -1)
+    assert_as_good_as_peer(target.check(), exact, peer, value * gate, 320 + k // 320 + 8)
+
+
 @each_variant
 def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None:
     """Nor does the number of threads matter. A NaN in one row stays there."""

@@ -2,6 +2,7 @@
 // has a span for every tap and source, so nothing is ever unfolded or concatenated:
 //   out[m, n] = activation(sum over spans s and c < width_s of row[s][m][c] * weight[n, s, c]
 //                          + bias[n] + shift[m / positions, n] + residual[m, n])
+// Gated weights have 2 N rows: out[m, n] = (sum of row n) * gelu(sum of row N + n), the GEGLU of transformers.
 // Sums are float32 and in an order that depends on K alone: a row's bits do not depend on its neighbours.
 #pragma once
 
@@ -24,11 +25,14 @@ struct GemmVariant;
 class PackedWeights {
  public:
   // weight: [N, K] float32, K the concatenation of the spans. dtype: of the packed weights, float32 or bfloat16
-  // (rounded to nearest, ties to even). Throws std::invalid_argument for a variant that the dtype lacks (the CPU must
-  // have it: see isa_from_name), and for odd widths in bfloat16.
-  PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa);
+  // (rounded to nearest, ties to even). gated: weight is [2 N, K], values before gates. Throws std::invalid_argument
+  // for a variant that the dtype lacks (the CPU must have it: see isa_from_name), and for odd widths in bfloat16.
+  PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa, bool gated = false);
 
   int64_t n() const { return n_; }
+  bool gated() const { return gated_; }
+  int64_t biases() const { return gated_ ? 2 * n_ : n_; }
+  int64_t panel_outputs() const;
   int64_t panels() const { return panels_; }
   Dtype dtype() const { return dtype_; }
   const std::vector<int64_t>& widths() const { return widths_; }
@@ -38,10 +42,12 @@ class PackedWeights {
 
  private:
   void pack_panel(const float* weight, int64_t index);
+  const float* weight_row(const float* weight, int64_t panel, int64_t place) const;
 
   int64_t n_, k_, panels_, panel_bytes_;
   std::vector<int64_t> widths_;
   Dtype dtype_;
+  bool gated_;
   const GemmVariant* variant_;
   AlignedBuffer data_;
 };
@@ -49,8 +55,9 @@ class PackedWeights {
 struct GemmArguments {
   const void* const* rows = nullptr;  // [spans][m], each to `width` elements of the weights' dtype
   int64_t m = 0;
-  const float* bias = nullptr;     // [N] or absent
-  const float* shift = nullptr;    // [m / positions, N] or absent
+  const float* bias = nullptr;   // [N], [2 N] for gated weights, or absent
+  const float* shift = nullptr;  // [m / positions, N] or absent, its rows `shift_stride` apart
+  int64_t shift_stride = 0;
   int64_t positions = 1;           // rows that share a row of `shift`
   const void* residual = nullptr;  // [m, N] of the weights' dtype or absent, `stride` elements apart
   int64_t residual_stride = 0;

@@ -21,7 +21,7 @@ struct SoftmaxArguments {
 
 struct SoftmaxResult {
   float maximum;  // of everything so far, -inf where nothing is visible
-  float sum;      // of the exponentials of this block
+  double sum;     // of the exponentials of this block: its rounding is in every probability
 };
 
 struct AttentionVariant {

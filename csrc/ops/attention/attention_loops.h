@@ -61,7 +61,7 @@ SoftmaxResult softmax(const SoftmaxArguments& a) {
     lanes[j] += weight;
     weights[i + j] = Element::narrow(weight);
   }
-  float sum = 0.0f;
+  double sum = 0.0;
   for (const float lane : lanes) sum += lane;
   return {maximum, sum};
 }

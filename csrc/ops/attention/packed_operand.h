@@ -5,13 +5,19 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 #include "ops/attention/attention_kernels.h"
 #include "ops/element.h"
 
 namespace bridle {
+
+// A matrix in memory: element (k, output) lies at k * k_stride + output * stride.
+struct MatrixView {
+  const void* data;
+  Dtype dtype;
+  int64_t k_stride, stride;
+};
 
 struct Panel {
   int64_t first;    // output
@@ -23,7 +29,10 @@ struct Panel {
 class PackedLayout {
  public:
   PackedLayout(int64_t depth, int64_t count, const AttentionVariant& variant)
-      : depth_((depth + variant.depth - 1) / variant.depth * variant.depth), variant_(&variant) {
+      : own_depth_(depth),
+        depth_((depth + variant.depth - 1) / variant.depth * variant.depth),
+        count_(count),
+        variant_(&variant) {
     int64_t left = (count + variant.lanes - 1) / variant.lanes, first = 0;
     while (left > 0) {
       const int64_t vectors =
@@ -45,33 +54,35 @@ class PackedLayout {
     return (depth_ * panel.first + from * panel.vectors * variant_->lanes) * element();
   }
 
-  // Packs get(k, output), float32; the padding is 0.
-  template <class Get>
-  void pack(std::byte* out, int64_t depth, int64_t count, const Get& get) const {
-    for (const Panel& panel : panels_) {
-      const int64_t wide = panel.vectors * variant_->lanes;
-      std::byte* const start = out + offset(panel, 0);
-      for (int64_t k = 0; k < depth_; ++k) {
-        for (int64_t j = 0; j < wide; ++j) {
-          const bool inside = k < depth && panel.first + j < count;
-          store(start, (k / variant_->depth * wide + j) * variant_->depth + k % variant_->depth,
-                inside ? get(k, panel.first + j) : 0.0f);
-        }
-      }
+  // Packs the elements source[k * k_stride + output * stride] of a matrix; the padding is 0.
+  void pack(std::byte* out, const MatrixView& source) const {
+    if (variant_->dtype == Dtype::kBFloat16) {
+      source.dtype == Dtype::kBFloat16 ? pack_as<BFloat16, BFloat16>(out, source)
+                                       : pack_as<Float32, BFloat16>(out, source);
+    } else {
+      source.dtype == Dtype::kBFloat16 ? pack_as<BFloat16, Float32>(out, source)
+                                       : pack_as<Float32, Float32>(out, source);
     }
   }
 
  private:
-  void store(std::byte* start, int64_t place, float value) const {
-    if (variant_->dtype == Dtype::kFloat32) {
-      std::memcpy(start + place * 4, &value, 4);
-    } else {
-      const uint16_t bits = BFloat16::narrow(value);
-      std::memcpy(start + place * 2, &bits, 2);
+  template <class From, class To>
+  void pack_as(std::byte* out, const MatrixView& source) const {
+    const auto* const from = static_cast<const typename From::Stored*>(source.data);
+    for (const Panel& panel : panels_) {
+      const int64_t wide = panel.vectors * variant_->lanes, inside = std::min(wide, count_ - panel.first);
+      auto* const start = reinterpret_cast<typename To::Stored*>(out + offset(panel, 0));
+      for (int64_t k = 0; k < depth_; ++k) {
+        auto* const row = start + k / variant_->depth * wide * variant_->depth + k % variant_->depth;
+        const auto* const line = from + k * source.k_stride + panel.first * source.stride;
+        const int64_t count = k < own_depth_ ? inside : 0;
+        for (int64_t j = 0; j < count; ++j) row[j * variant_->depth] = To::narrow(From::widen(line[j * source.stride]));
+        for (int64_t j = count; j < wide; ++j) row[j * variant_->depth] = 0;
+      }
     }
   }
 
-  int64_t depth_, width_ = 0;
+  int64_t own_depth_, depth_, count_, width_ = 0;  // depth_: own_depth_ with padding
   const AttentionVariant* variant_;
   std::vector<Panel> panels_;
 };

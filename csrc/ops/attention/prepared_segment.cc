@@ -10,6 +10,10 @@ float element(const Strided& tensor, int64_t place) {
   return BFloat16::widen(static_cast<const uint16_t*>(tensor.data)[place]);
 }
 
+const void* address(const Strided& tensor, int64_t place) {
+  return static_cast<const std::byte*>(tensor.data) + place * (tensor.dtype == Dtype::kFloat32 ? 4 : 2);
+}
+
 // Where row `row` of a tensor [rows or 1, L, H, d] begins for a head.
 int64_t start_of(const Strided& tensor, int64_t row, int64_t head) {
   return (tensor.shape[0] == 1 ? 0 : row * tensor.strides[0]) + head * tensor.strides[2];
@@ -63,9 +67,7 @@ void PreparedSegment::pack_keys(const Source& source, int64_t slot, int64_t head
   std::byte* out = data_ + (slot * heads_ + head) * keys_bytes_;
   for (int64_t i = 0; i < pieces(); ++i) {
     const Strided& k = segment_.pieces[i].k;
-    const int64_t start = start_of(k, source.first, head), stride = k.strides[1];
-    key_layouts_[i].pack(out, dim_, k.shape[1],
-                         [&](int64_t channel, int64_t key) { return element(k, start + key * stride + channel); });
+    key_layouts_[i].pack(out, {address(k, start_of(k, source.first, head)), k.dtype, 1, k.strides[1]});
     out += key_layouts_[i].bytes();
   }
 }
@@ -76,15 +78,11 @@ void PreparedSegment::pack_values(const Source& source, int64_t slot, int64_t he
   std::vector<float> mixed;
   if (mixes()) mix_values(source, head, mixed);
   for (int64_t i = 0; i < pieces(); ++i) {
-    const int64_t keys = first_keys_[i + 1] - first_keys_[i];
+    const Strided& v = segment_.pieces[i].v;
     if (mixes()) {
-      const float* const rows = mixed.data() + first_keys_[i] * dim_;
-      value_layouts_[i].pack(out, keys, dim_, [&](int64_t key, int64_t channel) { return rows[key * dim_ + channel]; });
+      value_layouts_[i].pack(out, {mixed.data() + first_keys_[i] * dim_, Dtype::kFloat32, dim_, 1});
     } else {
-      const Strided& v = segment_.pieces[i].v;
-      const int64_t start = start_of(v, source.first, head), stride = v.strides[1];
-      value_layouts_[i].pack(out, keys, dim_,
-                             [&](int64_t key, int64_t channel) { return element(v, start + key * stride + channel); });
+      value_layouts_[i].pack(out, {address(v, start_of(v, source.first, head)), v.dtype, v.strides[1], 1});
     }
     out += value_layouts_[i].bytes();
   }

@@ -23,8 +23,9 @@ float* at(const Strided& tensor, int64_t a, int64_t b, int64_t c) {
 }
 
 // The share of a score in a softmax with that maximum and sum; 0 where nothing is visible.
-float probability(float score, float maximum, float sum) {
-  return maximum == -kInfinity ? 0.0f : std::exp(score - maximum) / sum;
+float probability(float score, float maximum, double sum) {
+  if (maximum == -kInfinity) return 0.0f;
+  return static_cast<float>(std::exp(static_cast<double>(score) - maximum) / sum);
 }
 
 }  // namespace
@@ -176,7 +177,7 @@ void QueryBlock::multiply_panel(const PackedLayout& layout, const Panel& panel, 
 void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
   read_queries(segment, head);
   std::fill(maxima_, maxima_ + kBlockQueries, -kInfinity);
-  std::fill(sums_, sums_ + kBlockQueries, 0.0f);
+  std::fill(sums_, sums_ + kBlockQueries, 0.0);
   std::fill(output(0), output(kBlockQueries), 0.0f);
   kept_stride_ = keeps_ ? segment.keys() + kOverhang : kBlockKeys + kOverhang;
   scratch_.scores.reserve((kBlockQueries * kept_stride_ + kOverhang) * sizeof(float));
@@ -251,7 +252,7 @@ void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, std::v
 void QueryBlock::report(const PreparedSegment& segment, int64_t head) {
   const AttentionSegment& source = segment.source();
   for (int64_t i = 0; source.lse && i < count_; ++i) {
-    *at(source.lse, row_, head, first_ + i) = maxima_[i] + std::log(sums_[i]);
+    *at(source.lse, row_, head, first_ + i) = static_cast<float>(maxima_[i] + std::log(sums_[i]));
   }
   for (const AttentionCapture& wanted : source.captures) {
     for (size_t place = 0; place < wanted.rows.size(); ++place) {
@@ -308,7 +309,7 @@ void QueryBlock::finish(const PreparedSegment& segment) {
       weight *= static_cast<const float*>(w.data)[row_ * w.strides[0] + (first_ + i) * w.strides[1]];
     }
     if (weight == 0.0f || maxima_[i] == -kInfinity) continue;
-    plan_.variant.add_scaled(total(i), output(i), divided ? weight : weight / sums_[i], plan_.dim);
+    plan_.variant.add_scaled(total(i), output(i), divided ? weight : static_cast<float>(weight / sums_[i]), plan_.dim);
   }
 }
 

@@ -66,7 +66,8 @@ class QueryBlock {
   const int64_t row_, first_, count_, element_, weights_stride_;
   AttentionScratch& scratch_;
   const void* query_rows_[kBlockQueries];
-  float maxima_[kBlockQueries], sums_[kBlockQueries];
+  float maxima_[kBlockQueries];
+  double sums_[kBlockQueries];
   bool keeps_ = false;  // the scores of all keys, [queries][kept_stride_]
   int64_t kept_stride_ = 0;
 };

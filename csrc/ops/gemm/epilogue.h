@@ -21,6 +21,11 @@ void finish(const EpilogueArguments& a) {
   if (a.bias != nullptr) {
     for (int64_t i = 0; i < a.count; ++i) values[i] += a.bias[i];
   }
+  if (a.gate_sums != nullptr) {
+    for (int64_t i = 0; i < a.count; ++i) {
+      values[i] *= gelu(a.gate_sums[i] + (a.gate_bias == nullptr ? 0.0f : a.gate_bias[i]));
+    }
+  }
   if (a.shift != nullptr) {
     for (int64_t i = 0; i < a.count; ++i) values[i] += a.shift[i];
   }

@@ -44,8 +44,9 @@ const GemmVariant& gemm_variant(Dtype dtype, Isa isa) {
   throw std::invalid_argument("gemm: no " + isa_name(isa) + " variant for this dtype");
 }
 
-PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa)
-    : n_(n), widths_(std::move(widths)), dtype_(dtype), variant_(&gemm_variant(dtype, isa)) {
+PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t> widths, Dtype dtype, Isa isa,
+                             bool gated)
+    : n_(n), widths_(std::move(widths)), dtype_(dtype), gated_(gated), variant_(&gemm_variant(dtype, isa)) {
   if (n < 1) throw std::invalid_argument("gemm: n is " + std::to_string(n) + ", wants 1 or more");
   if (widths_.empty()) throw std::invalid_argument("gemm: widths is empty, wants one span or more");
   for (const int64_t width : widths_) {
@@ -55,10 +56,20 @@ PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t
     }
   }
   k_ = std::accumulate(widths_.begin(), widths_.end(), int64_t{0});
-  panels_ = round_up(n, variant_->panel_width) / variant_->panel_width;
+  panels_ = round_up(n, panel_outputs()) / panel_outputs();
   panel_bytes_ = round_up(k_ * variant_->panel_width * size_of(dtype), kAlignment);
   data_ = AlignedBuffer(bytes());
   for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(weight, panel);
+}
+
+int64_t PackedWeights::panel_outputs() const { return variant_->panel_width / (gated_ ? 2 : 1); }
+
+// The row of weights at a place of a panel, or nullptr where the panel is wider than what is left. Gates lie behind the
+// values that they belong to.
+const float* PackedWeights::weight_row(const float* weight, int64_t panel, int64_t place) const {
+  const int64_t outputs = panel_outputs(), output = panel * outputs + place % outputs;
+  if (output >= n_) return nullptr;
+  return weight + (output + (place >= outputs ? n_ : 0)) * k_;
 }
 
 void PackedWeights::pack_panel(const float* weight, int64_t index) {
@@ -67,8 +78,8 @@ void PackedWeights::pack_panel(const float* weight, int64_t index) {
   std::byte* const out = data_.data() + index * panel_bytes_;
   for (int64_t k = 0; k < k_; ++k) {
     for (int64_t j = 0; j < width; ++j) {
-      const int64_t row = index * width + j;
-      const float value = row < n_ ? weight[row * k_ + k] : 0.0f;
+      const float* const row = weight_row(weight, index, j);
+      const float value = row == nullptr ? 0.0f : row[k];
       const int64_t place = (k / depth * width + j) * depth + k % depth;
       if (dtype_ == Dtype::kFloat32) {
         std::memcpy(out + place * 4, &value, 4);
@@ -123,15 +134,17 @@ class Block {
   }
 
   void finish(int64_t i) {
-    const int64_t row = first_ + i, column = panel_ * variant_.panel_width, n = weights_.n();
+    const int64_t row = first_ + i, outputs = weights_.panel_outputs(), column = panel_ * outputs, n = weights_.n();
+    const float* const sums = sums_ + i * variant_.panel_width;
+    const float* const bias = a_.bias == nullptr ? nullptr : a_.bias + column;
     const int64_t bytes = size_of(weights_.dtype());
     const auto at = [&](const void* base, int64_t stride) {
       return static_cast<const std::byte*>(base) + (row * stride + column) * bytes;
     };
-    variant_.epilogue({sums_ + i * variant_.panel_width, a_.bias == nullptr ? nullptr : a_.bias + column,
-                       a_.shift == nullptr ? nullptr : a_.shift + row / a_.positions * n + column,
+    variant_.epilogue({sums, weights_.gated() ? sums + outputs : nullptr, bias, bias == nullptr ? nullptr : bias + n,
+                       a_.shift == nullptr ? nullptr : a_.shift + row / a_.positions * a_.shift_stride + column,
                        a_.residual == nullptr ? nullptr : at(a_.residual, a_.residual_stride),
-                       const_cast<std::byte*>(at(a_.out, a_.out_stride)), std::min(variant_.panel_width, n - column),
+                       const_cast<std::byte*>(at(a_.out, a_.out_stride)), std::min(outputs, n - column),
                        a_.activation});
   }
 

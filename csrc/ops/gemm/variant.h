@@ -20,8 +20,10 @@ struct TileArguments {
 };
 
 struct EpilogueArguments {
-  const float* sums;  // [panel width]
-  const float* bias;  // at the panel's first output, or absent, as the two below
+  const float* sums;       // [panel width]
+  const float* gate_sums;  // absent but for gated weights
+  const float* bias;       // at the panel's first output, or absent, as the three below
+  const float* gate_bias;
   const float* shift;
   const void* residual;
   void* out;

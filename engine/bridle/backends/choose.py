@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 
+from bridle.backends.cpu import CpuBackend
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError, UnsupportedError
 from bridle.rows import Primitive
@@ -12,15 +13,25 @@ from bridle.weights import Model
 
 _log = logging.getLogger("bridle")
 
-BACKENDS = ("cuda", "cpu", "ort", "reference")
-"""Order in which "auto" tries them."""
+BACKENDS = ("cuda", "ort", "reference", "cpu")
+"""Order in which "auto" tries them. "cpu" comes last as long as its ops are called one by one from Python, which small models
+notice."""
 
-_CLASSES: Mapping[str, type[ReferenceBackend]] = {"reference": ReferenceBackend}
+_CLASSES: Mapping[str, type[ReferenceBackend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
 
 
 def unavailable(name: str) -> str | None:
     """None, or why a backend cannot be used here."""
     return None if name in _CLASSES else "this version of bridle has no implementation of it"
+
+
+def unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None, or why a backend cannot run on a device with a dtype."""
+    if name == "cpu" and device.type != "cpu":
+        return f"it runs on the CPU, not on {device}"
+    if name == "cpu" and dtype not in (torch.float32, torch.bfloat16):
+        return f"it computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
+    return unavailable(name)
 
 
 def unserved(name: str, primitive: Primitive) -> str | None:
@@ -33,9 +44,9 @@ def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.d
     if name != "auto" and name not in BACKENDS:
         raise RequestError("backend", name, "one of 'auto', " + ", ".join(repr(b) for b in BACKENDS))
     if name == "auto":
-        name = next(candidate for candidate in BACKENDS if unavailable(candidate) is None)
+        name = next(candidate for candidate in BACKENDS if unfit(candidate, device, dtype) is None)
         _log.info("backend: %s", name)
-    reason = unavailable(name)
+    reason = unfit(name, device, dtype)
     if reason is not None:
         raise UnsupportedError("this model", name, reason)
     return _CLASSES[name](model, device, dtype)

@@ -1,0 +1,94 @@
+"""The networks' vocabulary over the C++ core: every method against the reference, and what falls back to it."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.ops import Ops, ReferenceOps
+
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+Call = Callable[[Ops, Callable[..., Tensor]], Tensor]
+
+
+def attention(ops: Ops, rand: Callable[..., Tensor], **named: object) -> Tensor:
+    q, k, v = ops.project_heads(rand(2, 9, 12), [rand(16, 12) for _ in range(3)], 2, [rand(16) for _ in range(3)])
+    return ops.attention(q, [Segment((Piece(k, v),), weight=0.7)], **named)  # type: ignore[arg-type]
+
+
+CALLS: dict[str, Call] = {
+    "conv2d": lambda ops, r: ops.conv2d(r(2, 6, 9, 7), r(10, 6, 3, 3), r(10)),
+    "conv2d, a pair, shift, residual": lambda ops, r: ops.conv2d(
+        (r(2, 6, 9, 7), r(2, 4, 9, 7)), r(12, 10, 3, 3), shift=r(2, 12), residual=r(2, 12, 9, 7), activation="silu"
+    ),
+    "conv2d, strided, one-sided": lambda ops, r: ops.conv2d(
+        r(2, 6, 9, 7), r(10, 6, 3, 3), r(10), stride=2, padding=(0, 1, 0, 1), activation="relu"
+    ),
+    "conv2d, 1x1": lambda ops, r: ops.conv2d(r(2, 6, 9, 7), r(10, 6, 1, 1), padding=0, residual=r(2, 10, 9, 7)),
+    "conv2d, odd width": lambda ops, r: ops.conv2d(r(1, 3, 8, 8), r(4, 3, 3, 3), r(4)),
+    "linear": lambda ops, r: ops.linear(r(2, 9, 12), r(10, 12), r(10), residual=r(2, 9, 10), activation="silu"),
+    "linear, gelu": lambda ops, r: ops.linear(r(2, 9, 12), r(10, 12), r(10), activation="gelu"),
+    "linear of an image's tokens": lambda ops, r: ops.linear(ops.tokens(r(2, 12, 4, 5)), r(10, 12, 1, 1), r(10)),
+    "linear, broadcast residual": lambda ops, r: ops.linear(r(5, 12), r(10, 12), residual=r(1, 10)),
+    "geglu": lambda ops, r: ops.geglu(r(2, 9, 12), r(20, 12), r(20)),
+    "group_norm": lambda ops, r: ops.group_norm(r(2, 12, 5, 4), r(12), r(12), 4, 1e-5, activation="silu"),
+    "group_norm, a pair, affine": lambda ops, r: ops.group_norm(
+        (r(2, 8, 5, 4), r(2, 4, 5, 4)), r(12), r(12), 3, 1e-5, affine=(r(2, 12), r(2, 12))
+    ),
+    "group_norm, relu": lambda ops, r: ops.group_norm(r(2, 12, 5, 4), r(12), r(12), 4, 1e-5, activation="relu"),
+    "layer_norm": lambda ops, r: ops.layer_norm(r(2, 9, 12), r(12), r(12), 1e-5),
+    "attention": attention,
+    "attention, causal": lambda ops, r: attention(ops, r, causal=True),
+    "attention, float32 scores": lambda ops, r: attention(ops, r, float32_scores=True),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_op_is_the_reference(dtype: torch.dtype, name: str) -> None:
+    def run(ops: Ops, kind: torch.dtype) -> Tensor:
+        generator = torch.Generator().manual_seed(7)
+        return CALLS[name](ops, lambda *shape: torch.randn(shape, generator=generator).to(dtype).to(kind))
+
+    ours, exact = run(NativeOps(2), dtype), run(ReferenceOps(), torch.float64)
+    assert ours.dtype == dtype and ours.shape == exact.shape
+    assert float((ours.double() - exact).norm() / exact.norm()) <= TOLERANCE[dtype]
+
+
+def test_images_stay_channels_last() -> None:
+    """So that their tokens are a view."""
+    ops = NativeOps(1)
+    image = ops.conv2d(torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3))
+    normed = ops.group_norm(image, torch.ones(8), torch.zeros(8), 2, 1e-5)
+    for made in (image, normed):
+        assert made.is_contiguous(memory_format=torch.channels_last)
+        assert ops.tokens(made).is_contiguous()
+
+
+def test_other_dtypes_are_the_reference() -> None:
+    ops, x, weight = NativeOps(1), torch.randn(2, 4, 6, 6).double(), torch.randn(8, 4, 3, 3).double()
+    assert torch.equal(ops.conv2d(x, weight), ReferenceOps.conv2d(x, weight))
+    half = [torch.randn(2, 5, 8).half(), torch.randn(6, 8).half()]
+    assert torch.equal(ops.linear(*half), ReferenceOps.linear(*half))
+
+
+def test_packed_weights_live_as_long_as_the_weights() -> None:
+    ops, x = NativeOps(1), torch.randn(3, 8)
+    kept, dropped = torch.randn(6, 8), torch.randn(6, 8, dtype=torch.float32)
+    bias = torch.randn(6).bfloat16()
+    first = ops.linear(x, kept)
+    ops.linear(x.bfloat16(), kept.bfloat16(), bias)
+    ops.linear(x, dropped)
+    del dropped, bias
+    assert len(ops._packed) == 1 and not ops._floats
+    assert torch.equal(ops.linear(x, kept), first) and len(ops._packed) == 1
+
+
+def test_threads_do_not_matter() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(2, 16, 24, 20, generator=generator), torch.randn(32, 16, 3, 3, generator=generator)
+    assert torch.equal(NativeOps(1).conv2d(x, weight), NativeOps(5).conv2d(x, weight))
