@@ -1,0 +1,56 @@
+"""`backend="cpu"`: every control gives what the reference backend gives, in any mixture of one batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from control_cases import CONTROLS, asked, distance, run
+from runs import latents, rel_l2, request
+
+import bridle
+from bridle.backends.cpu import CpuBackend
+from bridle.errors import UnsupportedError
+
+CLOSE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def native(map_folder: Path) -> bridle.Engine:
+    engine = bridle.load(map_folder, backend="cpu")
+    assert isinstance(engine.backend, CpuBackend)
+    return engine
+
+
+def test_every_control_is_the_reference(native: bridle.Engine, map_engine: bridle.Engine) -> None:
+    changes = list(CONTROLS.values())
+    ours, theirs = (engine.sample([asked(change) for change in changes]) for engine in (native, map_engine))
+    for name, one, other in zip(CONTROLS, ours, theirs, strict=True):
+        assert distance(one, other) <= CLOSE, name
+        for word, heat in other.maps.items():
+            assert abs(one.maps[word] - heat).max() <= CLOSE, (name, word)
+
+
+def test_a_row_does_not_know_its_batch(native: bridle.Engine) -> None:
+    """Bit for bit: the sums of every kernel have an order of their own."""
+    together = native.sample([request(seed=seed) for seed in (1, 2, 3)])
+    assert torch.equal(torch.as_tensor(together[1].latents), torch.as_tensor(run_plain(native, 2).latents))
+
+
+def run_plain(engine: bridle.Engine, seed: int) -> bridle.Result:
+    result = engine.sample(request(seed=seed))
+    assert isinstance(result, bridle.Result)
+    return result
+
+
+def test_whole_runs_in_both_dtypes(folder: Path, engine: bridle.Engine) -> None:
+    wanted = latents(engine)
+    assert rel_l2(latents(bridle.load(folder, backend="cpu")), wanted) <= CLOSE
+    narrow = rel_l2(latents(bridle.load(folder, backend="cpu", dtype="bfloat16")), wanted)
+    torch_narrow = rel_l2(latents(bridle.load(folder, backend="reference", dtype="bfloat16")), wanted)
+    assert narrow <= 1.25 * torch_narrow
+
+
+def test_what_it_cannot_run_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedError, match="float32 or bfloat16, not in float16"):
+        bridle.load(folder, backend="cpu", dtype="float16")
+    assert run(bridle.load(folder, backend="auto", dtype="float32")) is not None
