@@ -7,6 +7,14 @@
 namespace bridle {
 namespace {
 
+// c + d x + ... for coefficients from the lowest power on.
+constexpr float polynomial(float, float c) { return c; }
+
+template <class... Higher>
+constexpr float polynomial(float x, float c, Higher... higher) {
+  return polynomial(x, higher...) * x + c;
+}
+
 // e^x to about 2 units in the last place of float32, for x in [-87, 88], clamped outside: 2^n * P(r) with
 // |r| <= ln(2) / 2 and P the Taylor polynomial of degree 7. NaN stays NaN.
 inline float exponential(float x) {
@@ -14,14 +22,8 @@ inline float exponential(float x) {
   // Adding and taking away 1.5 * 2^23 rounds to an integer.
   const float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.0f / 5040.0f;
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  const float p =
+      polynomial(r, 1.0f, 1.0f, 0.5f, 1.0f / 6.0f, 1.0f / 24.0f, 1.0f / 120.0f, 1.0f / 720.0f, 1.0f / 5040.0f);
   const int32_t exponent = static_cast<int32_t>(n == n ? n : 0.0f) + 127;
   return p * std::bit_cast<float>(exponent << 23);
 }
@@ -36,22 +38,10 @@ inline float silu(float x) {
 // 4, both fitted at Chebyshev nodes; 0 from 4 on, where it is less than 2e-8.
 inline float complementary_error(float x) {
   const float s = x * x, t = x < 4.0f ? x : 4.0f;
-  float small = 7.88249711e-5f;
-  small = small * s - 8.01885499e-4f;
-  small = small * s + 5.18931194e-3f;
-  small = small * s - 2.68543288e-2f;
-  small = small * s + 1.12835975e-1f;
-  small = small * s - 3.76126269e-1f;
-  small = small * s + 1.12837917f;
-  float power = 1.61406162e-6f;
-  power = power * t - 4.55906229e-5f;
-  power = power * t + 5.92769542e-4f;
-  power = power * t - 4.74022236e-3f;
-  power = power * t + 2.63647174e-2f;
-  power = power * t - 1.09978245e-1f;
-  power = power * t - 6.31937094e-1f;
-  power = power * t - 1.13016668f;
-  power = power * t + 3.03212992e-4f;
+  const float small = polynomial(s, 1.12837917f, -3.76126269e-1f, 1.12835975e-1f, -2.68543288e-2f, 5.18931194e-3f,
+                                 -8.01885499e-4f, 7.88249711e-5f);
+  const float power = polynomial(t, 3.03212992e-4f, -1.13016668f, -6.31937094e-1f, -1.09978245e-1f, 2.63647174e-2f,
+                                 -4.74022236e-3f, 5.92769542e-4f, -4.55906229e-5f, 1.61406162e-6f);
   const float large = x < 4.0f ? exponential(power) : 0.0f;
   return x < 1.0f ? 1.0f - small * x : large;
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 import bridle
-from bridle.backends.choose import BACKENDS, choose_device, choose_dtype, unavailable, unserved
+from bridle.backends.choose import BACKENDS, automatic, choose_device, choose_dtype, unavailable, unserved
 from bridle.engine import POCKET
 from bridle.rows import Primitive
 
@@ -19,10 +19,11 @@ def report() -> Iterator[str]:
     yield f"native ops: {_native_ops()}"
     yield from _gpus()
     device = choose_device("auto")
-    yield f"device auto: {device}, dtype auto: {str(choose_dtype('auto', device)).removeprefix('torch.')}"
+    dtype = choose_dtype("auto", device)
+    yield f"device auto: {device}, dtype auto: {str(dtype).removeprefix('torch.')}"
     present = (POCKET / "model_index.json").is_file()
     yield f"default model: {'in the package' if present else 'none in this installation'}"
-    yield f"backend auto: {next(name for name in BACKENDS if unavailable(name) is None)}"
+    yield f"backend auto: {automatic(device, dtype)}"
     for name in BACKENDS:
         yield from _backend(name)
 

@@ -129,7 +129,7 @@ def _parameters(folder: Path) -> float:
 
 def _training(logs: Sequence[Path]) -> str:
     """A table of the stages of every run."""
-    lines = ["| run | stage | steps | pictures | minutes | last loss |", "|---|---|---|---|---|---|"]
+    lines = ["| run | stage | steps | pictures at most | minutes | last loss |", "|---|---|---|---|---|---|"]
     for run, log in enumerate(logs, 1):
         entries = [json.loads(line) for line in log.read_text().splitlines()]
         for entry in {entry["stage"]: entry for entry in entries}.values():

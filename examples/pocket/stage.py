@@ -30,7 +30,7 @@ class Stage:
     loss: takes a generator and the elapsed share of the budget, 0..1, and returns a scalar.
     repeats: whether the loss is one fixed computation that heeds neither argument and draws on the module's device with
         PyTorch's own generator. A GPU then records it once and replays it.
-    batch: pictures a step, of this process.
+    batch: pictures a step at most, of this process.
     show: writes a sample sheet to the given path and exports; called with the averaged weights in place.
     """
 
@@ -139,6 +139,8 @@ def _optimise(stage: Stage, progress: _Progress, out: Path, seed: int) -> None:
     rng = np.random.default_rng((seed, progress.step, workers.rank()))
     torch.manual_seed((seed * 1_000_003 + progress.step) * 64 + workers.rank())
     budget = stage.minutes * 60
+    if progress.elapsed >= budget:
+        return
     stage.module.train()
     first = workers.rank() == 0
     shown, bar = progress.elapsed, tqdm(total=round(budget), initial=round(progress.elapsed), desc=stage.name, unit="s")

@@ -11,10 +11,10 @@ from torch import Tensor
 from bridle_kernels import _core
 from bridle_kernels.activation.reference import Activation, activate_in_place
 from bridle_kernels.attention import Segment, native
+from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.attention.shapes import check
 from bridle_kernels.ops import Pair, ReferenceOps
 
-_DTYPES = (torch.float32, torch.bfloat16)
 _NATIVE_ACTIVATIONS: dict[Activation | None, str] = {None: "", "silu": "silu"}
 
 
@@ -28,7 +28,7 @@ class NativeOps(ReferenceOps):
     def __init__(self, threads: int) -> None:
         self._pool = _core.ThreadPool(threads)
         self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
-        self._floats: dict[int, Tensor] = {}
+        self._floats: dict[tuple[int, ...], Tensor] = {}
 
     def conv2d(
         self,
@@ -62,7 +62,7 @@ class NativeOps(ReferenceOps):
             kernel=[height, width],
             stride=stride,
             padding=sides,
-            bias=self._float(bias),
+            bias=None if bias is None else self._float(bias),
             shift=None if shift is None else shift.float().contiguous(),
             residual=None if residual is None else _last(residual.expand(rows, outputs, *size)).view(-1, outputs),
             activation=_NATIVE_ACTIVATIONS.get(activation, ""),
@@ -86,7 +86,14 @@ class NativeOps(ReferenceOps):
         shape = (*x.shape[:-1], outputs)
         flat = None if residual is None else residual.expand(shape).reshape(-1, outputs)
         packed = self._weights("linear", [weight], lambda: weight.flatten(1), [inputs])
-        out = self._product(packed, x, outputs, self._float(bias), flat, _NATIVE_ACTIVATIONS.get(activation, ""))
+        out = self._product(
+            packed,
+            x,
+            outputs,
+            None if bias is None else self._float(bias),
+            flat,
+            _NATIVE_ACTIVATIONS.get(activation, ""),
+        )
         return out.view(shape) if activation in _NATIVE_ACTIVATIONS else activate_in_place(out.view(shape), activation)
 
     def project_heads(
@@ -98,7 +105,7 @@ class NativeOps(ReferenceOps):
             return ReferenceOps.project_heads(x, weights, heads, biases)
         widths = [weight.shape[0] for weight in weights]
         packed = self._weights("heads", weights, lambda: torch.cat(list(weights)), [inputs])
-        bias = None if biases is None else torch.cat(list(biases)).float()
+        bias = None if biases is None else self._float(*biases)
         out = self._product(packed, x, sum(widths), bias)
         ends = list(accumulate(widths))
         parts = [out[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
@@ -124,7 +131,7 @@ class NativeOps(ReferenceOps):
         affine: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """See `Ops.group_norm`."""
-        if weight.dtype not in _DTYPES or activation not in _NATIVE_ACTIVATIONS:
+        if weight.dtype not in DTYPES or activation not in _NATIVE_ACTIVATIONS:
             return ReferenceOps.group_norm(x, weight, bias, groups, eps, activation=activation, affine=affine)
         sources = x if isinstance(x, tuple) else (x,)
         rows, _, height, width = sources[0].shape
@@ -147,7 +154,7 @@ class NativeOps(ReferenceOps):
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """See `Ops.layer_norm`."""
-        if weight.dtype not in _DTYPES:
+        if weight.dtype not in DTYPES:
             return ReferenceOps.layer_norm(x, weight, bias, eps)
         flat = x.reshape(-1, x.shape[-1]).contiguous()
         out = torch.empty_like(flat)
@@ -167,7 +174,7 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """See `Ops.attention`."""
         named: dict[str, Any] = {"scale": scale, "causal": causal, "float32_scores": float32_scores}
-        if native.refusal(q, segments) is not None:
+        if native.refusal(q, segments, out) is not None:
             return ReferenceOps.attention(q, segments, gate=gate, out=out, **named)
         check(q, segments, causal, gate, out)
         return native.attention(q, segments, pool=self._pool, gate=gate, out=out, **named)
@@ -207,14 +214,16 @@ class NativeOps(ReferenceOps):
                 weakref.finalize(weight, self._packed.pop, key, None)
         return found
 
-    def _float(self, vector: Tensor | None) -> Tensor | None:
-        """In float32, converted once."""
-        if vector is None or vector.dtype == torch.float32:
-            return vector
-        found = self._floats.get(id(vector))
+    def _float(self, *vectors: Tensor) -> Tensor:
+        """The vectors joined, in float32, made once."""
+        if len(vectors) == 1 and vectors[0].dtype == torch.float32:
+            return vectors[0]
+        key = tuple(map(id, vectors))
+        found = self._floats.get(key)
         if found is None:
-            found = self._floats[id(vector)] = vector.float()
-            weakref.finalize(vector, self._floats.pop, id(vector), None)
+            found = self._floats[key] = torch.cat(vectors).float()
+            for vector in vectors:
+                weakref.finalize(vector, self._floats.pop, key, None)
         return found
 
 

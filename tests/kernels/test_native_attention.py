@@ -194,4 +194,6 @@ def test_what_is_not_served_is_said() -> None:
     assert "gradient" in str(native.refusal(q.clone().requires_grad_(), [segment]))
     with torch.no_grad():
         assert native.refusal(q.clone().requires_grad_(), [segment]) is None
+    out = torch.zeros(1, 8, 4).transpose(1, 2)
+    assert "one element after another" in str(native.refusal(q, [segment], out))
     assert "CPU" in str(native.refusal(q.to("meta"), [segment]))

@@ -88,6 +88,14 @@ def test_packed_weights_live_as_long_as_the_weights() -> None:
     assert torch.equal(ops.linear(x, kept), first) and len(ops._packed) == 1
 
 
+def test_results_can_be_added_to_any_tensor() -> None:
+    q, k, v = (torch.randn(2, n, 3, 8) for n in (5, 7, 7))
+    segments, out = [Segment((Piece(k, v),))], torch.ones(2, 24, 5).transpose(1, 2)
+    given = NativeOps(1).attention(q, segments, out=out)
+    torch.testing.assert_close(given, 1 + ReferenceOps().attention(q, segments))
+    assert given is out
+
+
 def test_threads_do_not_matter() -> None:
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(2, 16, 24, 20, generator=generator), torch.randn(32, 16, 3, 3, generator=generator)

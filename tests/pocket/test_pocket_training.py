@@ -16,6 +16,17 @@ from torch import Tensor, nn
 import stage
 import workers
 from autoencoder import build_autoencoder, encode_all, measure_scale
+from captions import can_relate, describe
+from controls import HINTS, draw_hints
+from denoiser import (
+    CAPTIONS_PER_SCENE,
+    RELATION_REPEATS,
+    Denoiser,
+    NoisyBatches,
+    caption_tokens,
+    draw_timesteps,
+    drawing_pool,
+)
 from exported import start_from
 from linear_start import start_linear
 from scenes import SceneImages, to_signed
@@ -145,6 +156,67 @@ def test_scenes_are_rendered_once_and_encoded_in_order(tmp_path: Path) -> None:
     torch.testing.assert_close(latents[7].float(), alone[0], rtol=2e-3, atol=2e-3)
     assert float((latents.float() * measure_scale(latents)).std()) == pytest.approx(1, abs=0.01)
     assert torch.equal(encode_all(build_autoencoder(), images, tmp_path, device), latents)
+
+
+def test_control_images_are_drawn_once_each_from_its_scene(tmp_path: Path) -> None:
+    images = SceneImages(tmp_path / "scenes.u8", 6, first_seed=40)
+    for name, hint in HINTS.items():
+        drawn = draw_hints(name, images)
+        for index in range(6):
+            assert np.array_equal(drawn[index], hint(seeded_scene(40 + index), images.pixels[index])), name
+        assert len(np.unique(drawn)) > 1 and (tmp_path / f"hints-{name}.u8").stat().st_size == drawn.size
+
+
+def test_captions_are_those_of_their_scenes(tmp_path: Path) -> None:
+    tokens = caption_tokens(5, tmp_path / "tokens.npy")
+    texts = []
+    for seed in range(5):
+        rng = np.random.default_rng((seed, 1))
+        texts += [describe(seeded_scene(seed), rng).text for _ in range(CAPTIONS_PER_SCENE)]
+    assert np.array_equal(tokens.reshape(len(texts), -1), Denoiser().tokens(texts).numpy())
+
+
+def test_scenes_with_relations_come_more_often() -> None:
+    counts = np.bincount(drawing_pool(60), minlength=60)
+    wanted = [RELATION_REPEATS if can_relate(seeded_scene(seed)) else 1 for seed in range(60)]
+    assert counts.tolist() == wanted and 5 < sum(count > 1 for count in wanted) < 30
+    stated = [
+        any(describe(seeded_scene(s), np.random.default_rng(n)).claim.relation for n in range(20)) for s in range(60)
+    ]
+    assert stated == [count > 1 for count in wanted]
+
+
+def test_batches_mix_latents_and_noise_and_drop_captions(tmp_path: Path) -> None:
+    torch.manual_seed(SEED)
+    denoiser, device = Denoiser(), torch.device("cpu")
+    latents, tokens = torch.randn(6, 4, 16, 16).half(), caption_tokens(6, tmp_path / "tokens.npy")
+    batches = NoisyBatches(denoiser, latents, 0.5, tokens, device)
+    empty = denoiser.tokens([""])[0]
+    indices, noisy, timesteps, drawn, target = batches.draw(64, 0.0)
+    level = batches.scheduler.alphas_cumprod[timesteps][:, None, None, None]
+    clean = level.sqrt() * noisy - (1 - level).sqrt() * target
+    torch.testing.assert_close(clean, latents[indices].float() * 0.5, rtol=1e-3, atol=1e-4)
+    for index, row in zip(indices.tolist(), drawn.numpy(), strict=True):
+        assert any(np.array_equal(row, caption) for caption in tokens[index])
+    assert all(torch.equal(row, empty) for row in batches.draw(8, 1.0)[3])
+    half = [torch.equal(row, empty) for row in batches.draw(400, 0.5)[3]]
+    assert 0.4 < sum(half) / len(half) < 0.6
+
+
+def test_timesteps_cover_the_schedule() -> None:
+    torch.manual_seed(SEED)
+    drawn = draw_timesteps(20_000, torch.device("cpu"))
+    assert 0 <= int(drawn.min()) < 5 and 994 < int(drawn.max()) <= 999
+    assert 0.6 < float(((drawn > 250) & (drawn < 750)).float().mean()) < 0.8
+
+
+def test_a_stage_without_minutes_leaves_its_module_alone(tmp_path: Path) -> None:
+    module = Line()
+    before = module.layer.weight.detach().clone()
+    stage_of_nothing = line_stage(module)
+    stage_of_nothing.minutes = 0.0
+    train(stage_of_nothing, tmp_path, SEED)
+    assert module.seen == [] and torch.equal(module.layer.weight, before) and module.shown == [0]
 
 
 def test_a_run_can_start_from_exported_weights(tmp_path: Path) -> None:

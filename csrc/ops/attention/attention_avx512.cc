@@ -1,7 +1,6 @@
 #include "ops/attention/attention_loops.h"
 #include "ops/attention/avx512_softmax.h"
 #include "ops/gemm/avx512_vector.h"
-#include "ops/gemm/tile.h"
 
 namespace bridle {
 namespace {
@@ -15,17 +14,8 @@ SoftmaxResult softmax_float32(const SoftmaxArguments& arguments) {
 }  // namespace
 
 const AttentionVariant& avx512_attention_float32() {
-  static constexpr AttentionVariant kVariant = {
-      Dtype::kFloat32,
-      6,
-      16,
-      4,
-      1,
-      {tile<Avx512, 6, 1>, tile<Avx512, 6, 2>, tile<Avx512, 6, 3>, tile<Avx512, 6, 4>},
-      softmax_float32,
-      rescale,
-      add_scaled,
-      narrow<Float32>};
+  static constexpr AttentionVariant kVariant =
+      attention_variant<Avx512, Float32, 6>(softmax_float32, std::make_integer_sequence<int, 4>());
   return kVariant;
 }
 

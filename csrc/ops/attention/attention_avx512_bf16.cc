@@ -1,7 +1,6 @@
 #include "ops/attention/attention_loops.h"
 #include "ops/attention/avx512_softmax.h"
 #include "ops/gemm/avx512_bf16_vector.h"
-#include "ops/gemm/tile.h"
 
 namespace bridle {
 namespace {
@@ -16,17 +15,8 @@ SoftmaxResult softmax_bfloat16(const SoftmaxArguments& arguments) { return avx51
 }  // namespace
 
 const AttentionVariant& avx512_attention_bfloat16() {
-  static constexpr AttentionVariant kVariant = {
-      Dtype::kBFloat16,
-      6,
-      16,
-      4,
-      2,
-      {tile<Avx512Bf16, 6, 1>, tile<Avx512Bf16, 6, 2>, tile<Avx512Bf16, 6, 3>, tile<Avx512Bf16, 6, 4>},
-      softmax_bfloat16,
-      rescale,
-      add_scaled,
-      narrow<BFloat16>};
+  static constexpr AttentionVariant kVariant =
+      attention_variant<Avx512Bf16, BFloat16, 6>(softmax_bfloat16, std::make_integer_sequence<int, 4>());
   return kVariant;
 }
 

@@ -4,10 +4,13 @@
 
 #include <cstdint>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "ops/attention/attention_kernels.h"
 #include "ops/element.h"
 #include "ops/exponential.h"
+#include "ops/gemm/tile.h"
 
 namespace bridle {
 namespace {
@@ -78,6 +81,22 @@ template <class Element>
 void narrow(void* weights, const float* values, int64_t count) {
   auto* const out = static_cast<typename Element::Stored*>(weights);
   for (int64_t i = 0; i < count; ++i) out[i] = Element::narrow(values[i]);
+}
+
+// The tiles over vectors V, kRows queries high and up to as many vectors wide as there are panels.
+template <class V, class Element, int kRows, int... kPanels>
+constexpr AttentionVariant attention_variant(SoftmaxResult (*softmax_of_element)(const SoftmaxArguments&),
+                                             std::integer_sequence<int, kPanels...>) {
+  return {std::is_same_v<Element, Float32> ? Dtype::kFloat32 : Dtype::kBFloat16,
+          kRows,
+          V::kLanes,
+          sizeof...(kPanels),
+          V::kDepth,
+          {tile<V, kRows, kPanels + 1>...},
+          softmax_of_element,
+          rescale,
+          add_scaled,
+          narrow<Element>};
 }
 
 }  // namespace

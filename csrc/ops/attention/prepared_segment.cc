@@ -19,6 +19,15 @@ int64_t start_of(const Strided& tensor, int64_t row, int64_t head) {
   return (tensor.shape[0] == 1 ? 0 : row * tensor.strides[0]) + head * tensor.strides[2];
 }
 
+// Where a source stands among those that are packed; a new one is added.
+template <class Source>
+int64_t slot_of(std::vector<Source>& sources, const Source& wanted) {
+  const auto found = std::find(sources.begin(), sources.end(), wanted);
+  if (found != sources.end()) return found - sources.begin();
+  sources.push_back(wanted);
+  return static_cast<int64_t>(sources.size()) - 1;
+}
+
 }  // namespace
 
 PreparedSegment::PreparedSegment(const AttentionSegment& segment, int64_t heads, int64_t dim,
@@ -32,11 +41,10 @@ PreparedSegment::PreparedSegment(const AttentionSegment& segment, int64_t heads,
     keys_bytes_ += key_layouts_.back().bytes();
     values_bytes_ += value_layouts_.back().bytes();
   }
-  for (size_t row = 0; row < segment.k_rows.size(); ++row) {
-    if (!present(static_cast<int64_t>(row))) continue;
-    const Source key = key_source(row), value = value_source(row);
-    if (key_slots_.emplace(key, key_sources_.size()).second) key_sources_.push_back(key);
-    if (value_slots_.emplace(value, value_sources_.size()).second) value_sources_.push_back(value);
+  for (int64_t row = 0; row < static_cast<int64_t>(segment.k_rows.size()); ++row) {
+    const bool has = present(row);
+    key_slots_.push_back(has ? slot_of(key_sources_, {segment.k_rows[row], 0}) : -1);
+    value_slots_.push_back(has ? slot_of(value_sources_, value_source(row)) : -1);
   }
   bytes_ = heads_ * (static_cast<int64_t>(key_sources_.size()) * keys_bytes_ +
                      static_cast<int64_t>(value_sources_.size()) * values_bytes_);
@@ -117,14 +125,14 @@ float PreparedSegment::mix(int64_t row, int64_t key, int64_t value) const {
 }
 
 const std::byte* PreparedSegment::packed_keys(int64_t piece, int64_t row, int64_t head) const {
-  const std::byte* at = data_ + (key_slots_.at(key_source(row)) * heads_ + head) * keys_bytes_;
+  const std::byte* at = data_ + (key_slots_[row] * heads_ + head) * keys_bytes_;
   for (int64_t i = 0; i < piece; ++i) at += key_layouts_[i].bytes();
   return at;
 }
 
 const std::byte* PreparedSegment::packed_values(int64_t piece, int64_t row, int64_t head) const {
   const std::byte* at = data_ + static_cast<int64_t>(key_sources_.size()) * heads_ * keys_bytes_ +
-                        (value_slots_.at(value_source(row)) * heads_ + head) * values_bytes_;
+                        (value_slots_[row] * heads_ + head) * values_bytes_;
   for (int64_t i = 0; i < piece; ++i) at += value_layouts_[i].bytes();
   return at;
 }

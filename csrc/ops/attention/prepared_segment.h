@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <utility>
 #include <vector>
 
@@ -49,7 +48,6 @@ class PreparedSegment {
  private:
   using Source = std::pair<int32_t, int32_t>;  // row of K or V, and of v_mix
 
-  Source key_source(int64_t row) const { return {segment_.k_rows[row], 0}; }
   Source value_source(int64_t row) const;
   void pack_keys(const Source& source, int64_t slot, int64_t head) const;
   void pack_values(const Source& source, int64_t slot, int64_t head) const;
@@ -59,7 +57,7 @@ class PreparedSegment {
   int64_t heads_, dim_;
   std::vector<int64_t> first_keys_;  // of every piece, then the number of keys
   std::vector<PackedLayout> key_layouts_, value_layouts_;
-  std::map<Source, int64_t> key_slots_, value_slots_;
+  std::vector<int64_t> key_slots_, value_slots_;  // of each output row: which of the packed operands it reads
   std::vector<Source> key_sources_, value_sources_;
   int64_t keys_bytes_ = 0, values_bytes_ = 0, bytes_ = 0;  // of one row and head, and of everything
   std::byte* data_ = nullptr;

@@ -190,28 +190,29 @@ void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
   }
 }
 
+// The map of a query [keys] from its kept scores, 0 for keys that the row does not read.
+void QueryBlock::read_map(const PreparedSegment& segment, int64_t i, float* map) const {
+  const float* const scores = kept_scores(i);
+  std::fill(map, map + segment.keys(), 0.0f);
+  for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
+    const int64_t first = segment.first_key(piece), end = first + segment.length(piece, row_);
+    for (int64_t key = first; key < end; ++key) map[key] = probability(scores[key], maxima_[i], sums_[i]);
+  }
+}
+
 // Replaces the kept scores by the shifted map, and the outputs by its product with the values.
 void QueryBlock::shift(size_t index, int64_t head) {
   const PreparedSegment& segment = plan_.segments[index];
-  const int64_t keys = segment.keys();
-  scratch_.row.reserve(keys * sizeof(float));
   for (int64_t i = 0; i < count_; ++i) {
-    float* const scores = floats(scratch_.scores) + i * kept_stride_;
-    std::fill(floats(scratch_.row), floats(scratch_.row) + keys, 0.0f);
-    for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
-      for (int64_t j = 0; j < segment.length(piece, row_); ++j) {
-        const int64_t key = segment.first_key(piece) + j;
-        floats(scratch_.row)[key] = probability(scores[key], maxima_[i], sums_[i]);
-      }
-    }
-    shift_query(index, head, i, floats(scratch_.row));
-    std::copy(floats(scratch_.row), floats(scratch_.row) + keys, scores);
+    read_map(segment, i, map_row(segment));
+    shift_query(index, head, i, map_row(segment));
+    std::copy(map_row(segment), map_row(segment) + segment.keys(), kept_scores(i));
   }
   std::fill(output(0), output(kBlockQueries), 0.0f);
   for (const KeyBlock& block : key_blocks(segment)) {
     const int64_t first = segment.first_key(block.piece) + block.first;
     for (int64_t i = 0; i < count_; ++i) {
-      plan_.variant.narrow(weights(i), floats(scratch_.scores) + i * kept_stride_ + first, block.count);
+      plan_.variant.narrow(weights(i), kept_scores(i) + first, block.count);
       std::memset(weights(i) + block.count * element_, 0, element_);
     }
     multiply(segment, block, head);
@@ -244,7 +245,7 @@ void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, std::v
   for (int64_t s = 0; s < mass.count; ++s) {
     const int64_t key = segment.read_key(row_, mass.columns[row_ * mass.count + s]);
     for (int64_t i = 0; key >= 0 && i < count_; ++i) {
-      sums[s] += probability((floats(scratch_.scores) + i * kept_stride_)[key], maxima_[i], sums_[i]);
+      sums[s] += probability(kept_scores(i)[key], maxima_[i], sums_[i]);
     }
   }
 }
@@ -264,38 +265,31 @@ void QueryBlock::report(const PreparedSegment& segment, int64_t head) {
 void QueryBlock::capture(const PreparedSegment& segment, const AttentionCapture& wanted, int64_t place, int64_t head) {
   const int64_t columns = wanted.out.shape.back();
   const bool per_head = wanted.out.shape.size() == 4, shifted = segment.source().mass.count > 0;
+  const bool whole = !shifted && (wanted.columns.empty() || segment.mixes());
   const float scale = wanted.scale[place] / static_cast<float>(per_head ? 1 : plan_.heads);
   const std::vector<int64_t>& strides = wanted.out.strides;
-  scratch_.row.reserve(segment.keys() * sizeof(float));
-  float* const map = floats(scratch_.row);
+  float* const out = static_cast<float*>(wanted.out.data) + place * strides[0] + (per_head ? head * strides[1] : 0);
   for (int64_t i = 0; i < count_; ++i) {
-    const float* const scores = floats(scratch_.scores) + i * kept_stride_;
-    std::fill(map, map + segment.keys(), 0.0f);
-    const auto read = [&](int64_t key) {
-      map[key] = shifted ? scores[key] : probability(scores[key], maxima_[i], sums_[i]);
-    };
-    if (wanted.columns.empty() || segment.mixes()) {
-      for (int64_t key = 0; key < segment.keys(); ++key) {
-        if (segment.read_key(row_, key) >= 0) read(key);
-      }
-    }
-    float* out = static_cast<float*>(wanted.out.data) + place * strides[0];
-    if (per_head) out += head * strides[1];
-    out += (first_ + i) * strides[per_head ? 2 : 1];
+    if (whole) read_map(segment, i, map_row(segment));
+    // Where neither, single columns are read off the scores.
+    const float* const map = shifted ? kept_scores(i) : (whole ? map_row(segment) : nullptr);
+    float* const line = out + (first_ + i) * strides[per_head ? 2 : 1];
     for (int64_t s = 0; s < columns; ++s) {
       const int64_t column = wanted.columns.empty() ? s : wanted.columns[place * columns + s];
-      if (column < 0 || (!segment.mixes() && segment.read_key(row_, column) < 0)) continue;
-      if (!segment.mixes()) read(column);
-      out[s * strides.back()] += scale * captured(segment, map, column);
+      if (column >= 0) line[s * strides.back()] += scale * captured(segment, i, map, column);
     }
   }
 }
 
-float QueryBlock::captured(const PreparedSegment& segment, const float* map, int64_t column) const {
-  if (!segment.mixes()) return map[column];
-  float sum = 0.0f;
-  for (int64_t key = 0; key < segment.keys(); ++key) sum += map[key] * segment.mix(row_, key, column);
-  return sum;
+// A column of the map that multiplies V: a key's, or a value's where V is mixed. map: [keys], or absent.
+float QueryBlock::captured(const PreparedSegment& segment, int64_t i, const float* map, int64_t column) const {
+  if (segment.mixes()) {
+    float sum = 0.0f;
+    for (int64_t key = 0; key < segment.keys(); ++key) sum += map[key] * segment.mix(row_, key, column);
+    return sum;
+  }
+  if (segment.read_key(row_, column) < 0) return 0.0f;
+  return map != nullptr ? map[column] : probability(kept_scores(i)[column], maxima_[i], sums_[i]);
 }
 
 // Adds the segment's output, divided by the sums of the softmax and times its weight.

@@ -50,14 +50,20 @@ class QueryBlock {
   void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head);
   void multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values, const KeyBlock& block);
   void stream(const PreparedSegment& segment, int64_t head);
+  void read_map(const PreparedSegment& segment, int64_t i, float* map) const;
   void shift(size_t index, int64_t head);
   void shift_query(size_t index, int64_t head, int64_t i, float* weights) const;
   void report(const PreparedSegment& segment, int64_t head);
   void capture(const PreparedSegment& segment, const AttentionCapture& capture, int64_t place, int64_t head);
-  float captured(const PreparedSegment& segment, const float* map, int64_t column) const;
+  float captured(const PreparedSegment& segment, int64_t i, const float* map, int64_t column) const;
   void finish(const PreparedSegment& segment);
   void write(int64_t head);
 
+  float* kept_scores(int64_t i) const { return reinterpret_cast<float*>(scratch_.scores.data()) + i * kept_stride_; }
+  float* map_row(const PreparedSegment& segment) const {
+    scratch_.row.reserve(segment.keys() * sizeof(float));
+    return reinterpret_cast<float*>(scratch_.row.data());
+  }
   float* output(int64_t i) const { return reinterpret_cast<float*>(scratch_.output.data()) + i * plan_.padded_dim; }
   float* total(int64_t i) const { return reinterpret_cast<float*>(scratch_.total.data()) + i * plan_.padded_dim; }
   std::byte* weights(int64_t i) const { return scratch_.weights.data() + i * weights_stride_ * element_; }

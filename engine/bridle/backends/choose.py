@@ -27,11 +27,12 @@ def unavailable(name: str) -> str | None:
 
 def unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """None, or why a backend cannot run on a device with a dtype."""
-    if name == "cpu" and device.type != "cpu":
-        return f"it runs on the CPU, not on {device}"
-    if name == "cpu" and dtype not in (torch.float32, torch.bfloat16):
-        return f"it computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
-    return unavailable(name)
+    return unavailable(name) or _CLASSES[name].runs_on(device, dtype)
+
+
+def automatic(device: torch.device, dtype: torch.dtype) -> str:
+    """What "auto" means."""
+    return next(name for name in BACKENDS if unfit(name, device, dtype) is None)
 
 
 def unserved(name: str, primitive: Primitive) -> str | None:
@@ -44,7 +45,7 @@ def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.d
     if name != "auto" and name not in BACKENDS:
         raise RequestError("backend", name, "one of 'auto', " + ", ".join(repr(b) for b in BACKENDS))
     if name == "auto":
-        name = next(candidate for candidate in BACKENDS if unfit(candidate, device, dtype) is None)
+        name = automatic(device, dtype)
         _log.info("backend: %s", name)
     reason = unfit(name, device, dtype)
     if reason is not None:

@@ -35,6 +35,11 @@ class ReferenceBackend:
         self.ops: Ops = ops or ReferenceOps()
 
     @staticmethod
+    def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:
+        """None, or the reason why it cannot compute on a device in a dtype."""
+        return None
+
+    @staticmethod
     def supports(primitives: frozenset[Primitive]) -> str | None:
         """None, or the reason why `primitives` are not served, whatever the model and the device."""
         missing = sorted(primitive.value for primitive in primitives - unet.SERVED - _ALWAYS)

@@ -10,12 +10,15 @@ from bridle_kernels import _core
 from bridle_kernels.attention.capture import captured_rows
 from bridle_kernels.attention.segment import Capture, MassShift, Piece, Segment
 
-_DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)
+"""What the C++ core computes in."""
 
 
-def refusal(q: Tensor, segments: Sequence[Segment]) -> str | None:
+def refusal(q: Tensor, segments: Sequence[Segment], out: Tensor | None = None) -> str | None:
     """None, or why the kernel does not serve these tensors."""
-    if q.dtype not in _DTYPES or any(p.k.dtype != q.dtype or p.v.dtype != q.dtype for p in _pieces(segments)):
+    if out is not None and (out.dtype != q.dtype or not out.is_contiguous()):
+        return "out wants the dtype of q, one element after another"
+    if q.dtype not in DTYPES or any(p.k.dtype != q.dtype or p.v.dtype != q.dtype for p in _pieces(segments)):
         return "q, k and v want one dtype, float32 or bfloat16"
     buffers = [c.out for s in segments for c in s.captures]
     buffers += [s.lse for s in segments if s.lse is not None]
