@@ -10,9 +10,7 @@ std::string text(const std::vector<int64_t>& shape) {
   return result + "]";
 }
 
-void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
-  const Strided& t = tensor.tensor;
-  if (!tensor.owner) return nullptr;
+void check_compact(const char* name, const Strided& t, Dtype dtype, const std::vector<int64_t>& shape) {
   if (t.dtype != dtype) throw std::invalid_argument(std::string(name) + " has another dtype than is wanted");
   if (t.shape != shape) {
     throw std::invalid_argument(std::string(name) + " is " + text(t.shape) + ", wants " + text(shape));
@@ -23,7 +21,12 @@ void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::
        stride *= shape[i--]) {
     if (shape[i] > 1 && t.strides[i] != stride) throw std::invalid_argument(std::string(name) + " is not contiguous");
   }
-  return t.data;
+}
+
+void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
+  if (!tensor.owner) return nullptr;
+  check_compact(name, tensor.tensor, dtype, shape);
+  return tensor.tensor.data;
 }
 
 void* required(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
@@ -31,10 +34,19 @@ void* required(const char* name, const Borrowed& tensor, Dtype dtype, const std:
   return compact(name, tensor, dtype, shape);
 }
 
+Dtype dtype_named(const std::string& name) {
+  if (name == "float32") return Dtype::kFloat32;
+  if (name == "bfloat16") return Dtype::kBFloat16;
+  throw std::invalid_argument("dtype is '" + name + "', wants float32 or bfloat16");
+}
+
 Activation activation_named(const std::string& name) {
   if (name.empty()) return Activation::kNone;
   if (name == "silu") return Activation::kSilu;
-  throw std::invalid_argument("activation is '" + name + "', wants '' or silu");
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "quick_gelu") return Activation::kQuickGelu;
+  throw std::invalid_argument("activation is '" + name + "', wants '', silu, relu, gelu or quick_gelu");
 }
 
 }  // namespace bridle::python

@@ -3,27 +3,21 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <algorithm>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
+#include "bindings/convolution.h"
 #include "bindings/dlpack.h"
-#include "bridle/conv2d.h"
 #include "bridle/thread_pool.h"
 
 namespace bridle::python {
 namespace {
 
 namespace py = pybind11;
-
-Dtype dtype_named(const std::string& name) {
-  if (name == "float32") return Dtype::kFloat32;
-  if (name == "bfloat16") return Dtype::kBFloat16;
-  throw std::invalid_argument("dtype is '" + name + "', wants float32 or bfloat16");
-}
 
 int64_t bytes_of(const PackedWeights& weights) { return weights.dtype() == Dtype::kFloat32 ? 4 : 2; }
 
@@ -78,28 +72,13 @@ void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x,
   const Borrowed left = borrow("x", x);
   if (left.tensor.shape.size() != 2 || weights.widths().size() != 1) throw std::invalid_argument("x wants [m, K]");
   const int64_t m = left.tensor.shape[0], k = weights.widths()[0];
-  const auto* data = static_cast<const std::byte*>(required("x", left, weights.dtype(), {m, k}));
+  const void* data = required("x", left, weights.dtype(), {m, k});
   const Epilogue epilogue{borrow("bias", bias), {}, borrow("residual", residual), borrow("out", out)};
   GemmArguments a = epilogue.arguments(weights, 1, m, activation_named(activation));
-  std::vector<const void*> rows(m);
-  for (int64_t i = 0; i < m; ++i) rows[i] = data + i * k * bytes_of(weights);
-  a.rows = rows.data();
+  const MatrixRows rows(data, k * bytes_of(weights));
+  a.left = &rows;
   py::gil_scoped_release release;
   gemm(weights, a, pool);
-}
-
-void check_geometry(const std::vector<int64_t>& shape, const std::vector<int64_t>& kernel, int64_t stride,
-                    const std::vector<int64_t>& padding, int64_t upsample) {
-  const auto require = [](bool good, const char* what) {
-    if (!good) throw std::invalid_argument(what);
-  };
-  require(kernel.size() == 2 && kernel[0] > 0 && kernel[1] > 0, "kernel wants two numbers of 1 or more");
-  require(padding.size() == 4, "padding wants left, right, top and bottom");
-  for (const int64_t side : padding) require(side >= 0, "padding wants numbers of 0 or more");
-  require(stride > 0, "stride wants 1 or more");
-  require(upsample > 0, "upsample wants 1 or more");
-  require(shape[1] * upsample + padding[2] + padding[3] >= kernel[0], "source is less high than the kernel");
-  require(shape[2] * upsample + padding[0] + padding[1] >= kernel[1], "source is narrower than the kernel");
 }
 
 // sources: [R, h, w, C] each. kernel: height, width. padding: left, right, top, bottom. out, residual: [R * h' * w',
@@ -110,8 +89,6 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
             const py::object& residual, const std::string& activation) {
   std::vector<Borrowed> borrowed;
   std::vector<ConvSource> inputs;
-  std::vector<int64_t> widths;
-  int64_t widest = 0;
   for (const py::object& source : sources) {
     borrowed.push_back(borrow("source", source));
     const std::vector<int64_t>& shape = borrowed.back().tensor.shape;
@@ -119,26 +96,16 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
     std::vector<int64_t> wanted = borrowed.front().tensor.shape;
     wanted[3] = shape[3];
     inputs.push_back({required("source", borrowed.back(), weights.dtype(), wanted), shape[3]});
-    widest = std::max(widest, shape[3]);
   }
   if (inputs.empty()) throw std::invalid_argument("sources is empty");
-  check_geometry(borrowed.front().tensor.shape, kernel, stride, padding, upsample);
-  for (int64_t tap = 0; tap < kernel[0] * kernel[1]; ++tap) {
-    for (const ConvSource& input : inputs) widths.push_back(input.channels);
-  }
-  if (widths != weights.widths())
-    throw std::invalid_argument("weights have spans " + text(weights.widths()) + ", want " + text(widths));
-  const std::vector<int64_t>& shape = borrowed.front().tensor.shape;
-  ConvGeometry g{shape[0], shape[1], shape[2], 0, 0, kernel[0], kernel[1], stride, padding[2], padding[0], upsample};
-  g.out_width = (shape[2] * upsample + padding[0] + padding[1] - kernel[1]) / stride + 1;
-  g.out_height = (shape[1] * upsample + padding[2] + padding[3] - kernel[0]) / stride + 1;
+  const ConvGeometry g = conv_geometry(borrowed.front().tensor.shape, kernel, stride, padding, upsample);
+  check_spans(weights, inputs, g);
   const Epilogue epilogue{borrow("bias", bias), borrow("shift", shift), borrow("residual", residual),
                           borrow("out", out)};
   GemmArguments a = epilogue.arguments(weights, g.rows, g.out_height * g.out_width, activation_named(activation));
   py::gil_scoped_release release;
-  const std::vector<std::byte> zeros(widest * bytes_of(weights));
-  const std::vector<const void*> rows = conv_rows(inputs, g, zeros.data(), bytes_of(weights));
-  a.rows = rows.data();
+  const ConvRows rows(inputs, g, weights.zeros(), bytes_of(weights));
+  a.left = &rows;
   gemm(weights, a, pool);
 }
 
@@ -148,7 +115,7 @@ void bind_gemm(py::module_& module) {
   py::class_<ThreadPool>(module, "ThreadPool")
       .def(py::init<int>(), py::arg("threads"))
       .def_property_readonly("threads", &ThreadPool::threads);
-  py::class_<PackedWeights>(module, "PackedWeights")
+  py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(module, "PackedWeights")
       .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "",
            py::arg("gated") = false)
       .def_property_readonly("bytes", &PackedWeights::bytes);

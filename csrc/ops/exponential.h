@@ -34,6 +34,12 @@ inline float silu(float x) {
   return x < -88.0f ? 0.0f : value;
 }
 
+// x * sigmoid(1.702 x).
+inline float quick_gelu(float x) {
+  const float value = x / (1.0f + exponential(-1.702f * x));
+  return x < -51.0f ? 0.0f : value;
+}
+
 // 1 - erf(x) for x >= 0, about 2e-7 from the exact value: a polynomial in x^2 below 1, e to the power of one from 1 to
 // 4, both fitted at Chebyshev nodes; 0 from 4 on, where it is less than 2e-8.
 inline float complementary_error(float x) {

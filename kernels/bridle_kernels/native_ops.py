@@ -1,34 +1,39 @@
 """The vocabulary of the networks over the C++ core: images are kept with their channels last, so that tokens are free."""
 
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bridle_kernels import _core
 from bridle_kernels.activation.reference import Activation, activate_in_place
-from bridle_kernels.attention import Segment, native
+from bridle_kernels.attention import Segment
 from bridle_kernels.attention.native import DTYPES
-from bridle_kernels.attention.shapes import check
+from bridle_kernels.executor import Executor
 from bridle_kernels.ops import Pair, ReferenceOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.residual_add import ResidualTerm
 
-_NATIVE_ACTIVATIONS: dict[Activation | None, str] = {None: "", "silu": "silu"}
+_NATIVE_ACTIVATIONS: dict[Activation | None, str] = {
+    None: "",
+    "silu": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "quick_gelu": "quick_gelu",
+}
+_NORM_ACTIVATIONS = (None, "silu")
 
 
 class NativeOps(ReferenceOps):
-    """`Ops` on CPU tensors of float32 or bfloat16. What the core has no kernel for, the reference computes.
+    """`Ops` on tensors of float32 or bfloat16. What the core has no kernel for, the reference computes.
 
-    Weights are packed at their first use and kept as long as the weights themselves. Results do not depend on `threads`.
-    Several threads may call at a time; while one has the pool, the others compute alone.
+    executor: runs the kernels or records them. weights: may be shared between several of these.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._pool = _core.ThreadPool(threads)
-        self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
-        self._floats: dict[tuple[int, ...], Tensor] = {}
+    def __init__(self, executor: Executor, weights: PackedWeights) -> None:
+        self._executor = executor
+        self._weights = weights
 
     def conv2d(
         self,
@@ -53,17 +58,17 @@ class NativeOps(ReferenceOps):
         sides = list(padding) if isinstance(padding, tuple) else [padding] * 4
         rows, _, h, w = sources[0].shape
         size = [(h + sides[2] + sides[3] - height) // stride + 1, (w + sides[0] + sides[1] - width) // stride + 1]
-        out = torch.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
-        _core.conv2d(
-            self._pool,
-            self._weights("conv", [weight], lambda: weight.permute(0, 2, 3, 1).reshape(outputs, -1), widths),
+        out = self._executor.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
+        self._executor.conv2d(
+            self._weights.matrix("conv", [weight], lambda: weight.permute(0, 2, 3, 1).reshape(outputs, -1), widths),
             [_last(source) for source in sources],
             out,
             kernel=[height, width],
             stride=stride,
             padding=sides,
-            bias=None if bias is None else self._float(bias),
-            shift=None if shift is None else shift.float().contiguous(),
+            upsample=1,
+            bias=None if bias is None else self._weights.vector(bias),
+            shift=None if shift is None else _table(shift),
             residual=None if residual is None else _last(residual.expand(rows, outputs, *size)).view(-1, outputs),
             activation=_NATIVE_ACTIVATIONS.get(activation, ""),
         )
@@ -85,12 +90,12 @@ class NativeOps(ReferenceOps):
             return ReferenceOps.linear(x, weight, bias, residual=residual, activation=activation)
         shape = (*x.shape[:-1], outputs)
         flat = None if residual is None else residual.expand(shape).reshape(-1, outputs)
-        packed = self._weights("linear", [weight], lambda: weight.flatten(1), [inputs])
+        packed = self._weights.matrix("linear", [weight], lambda: weight.flatten(1), [inputs])
         out = self._product(
             packed,
             x,
             outputs,
-            None if bias is None else self._float(bias),
+            None if bias is None else self._weights.vector(bias),
             flat,
             _NATIVE_ACTIVATIONS.get(activation, ""),
         )
@@ -104,8 +109,8 @@ class NativeOps(ReferenceOps):
         if not _serves(weights[0], [inputs]):
             return ReferenceOps.project_heads(x, weights, heads, biases)
         widths = [weight.shape[0] for weight in weights]
-        packed = self._weights("heads", weights, lambda: torch.cat(list(weights)), [inputs])
-        bias = None if biases is None else self._float(*biases)
+        packed = self._weights.matrix("heads", weights, lambda: torch.cat(list(weights)), [inputs])
+        bias = None if biases is None else self._weights.vector(*biases)
         out = self._product(packed, x, sum(widths), bias)
         ends = list(accumulate(widths))
         parts = [out[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
@@ -116,8 +121,8 @@ class NativeOps(ReferenceOps):
         outputs, inputs = weight.shape[0] // 2, weight.shape[1]
         if not _serves(weight, [inputs]):
             return ReferenceOps.geglu(x, weight, bias)
-        packed = self._weights("geglu", [weight], lambda: weight, [inputs], gated=True)
-        return self._product(packed, x, outputs, self._float(bias)).view(*x.shape[:-1], outputs)
+        packed = self._weights.matrix("geglu", [weight], lambda: weight, [inputs], gated=True)
+        return self._product(packed, x, outputs, self._weights.vector(bias)).view(*x.shape[:-1], outputs)
 
     def group_norm(
         self,
@@ -131,19 +136,18 @@ class NativeOps(ReferenceOps):
         affine: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """See `Ops.group_norm`."""
-        if weight.dtype not in DTYPES or activation not in _NATIVE_ACTIVATIONS:
+        if weight.dtype not in DTYPES or activation not in _NORM_ACTIVATIONS:
             return ReferenceOps.group_norm(x, weight, bias, groups, eps, activation=activation, affine=affine)
         sources = x if isinstance(x, tuple) else (x,)
         rows, _, height, width = sources[0].shape
         channels = weight.shape[0]
-        out = torch.empty(rows, height * width, channels, dtype=weight.dtype)
+        out = self._executor.empty(rows, height * width, channels, dtype=weight.dtype)
         scale, shift = affine if affine is not None else (None, None)
-        _core.group_norm(
-            self._pool,
+        self._executor.group_norm(
             [_last(source).view(rows, height * width, -1) for source in sources],
             out,
-            self._float(weight),
-            self._float(bias),
+            self._weights.vector(weight),
+            self._weights.vector(bias),
             groups=groups,
             eps=eps,
             scale=None if scale is None else scale.float().contiguous(),
@@ -157,8 +161,8 @@ class NativeOps(ReferenceOps):
         if weight.dtype not in DTYPES:
             return ReferenceOps.layer_norm(x, weight, bias, eps)
         flat = x.reshape(-1, x.shape[-1]).contiguous()
-        out = torch.empty_like(flat)
-        _core.layer_norm(self._pool, flat, out, self._float(weight), self._float(bias), eps=eps)
+        out = self._executor.empty(*flat.shape, dtype=flat.dtype)
+        self._executor.layer_norm(flat, out, self._weights.vector(weight), self._weights.vector(bias), eps=eps)
         return out.view(x.shape)
 
     def attention(
@@ -173,11 +177,29 @@ class NativeOps(ReferenceOps):
         out: Tensor | None = None,
     ) -> Tensor:
         """See `Ops.attention`."""
-        named: dict[str, Any] = {"scale": scale, "causal": causal, "float32_scores": float32_scores}
-        if native.refusal(q, segments, out) is not None:
-            return ReferenceOps.attention(q, segments, gate=gate, out=out, **named)
-        check(q, segments, causal, gate, out)
-        return native.attention(q, segments, pool=self._pool, gate=gate, out=out, **named)
+        return self._executor.attention(
+            q, segments, gate, out, scale=scale, causal=causal, float32_scores=float32_scores
+        )
+
+    def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
+        """See `Ops.residual_add`."""
+        if x.dtype not in DTYPES:
+            return ReferenceOps.residual_add(x, residuals)
+        return self._executor.residual_add(_last(x), residuals).permute(0, 3, 1, 2)
+
+    def upsample(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `Ops.upsample`."""
+        if x.dtype not in DTYPES:
+            return ReferenceOps.upsample(x, size)
+        out = self._executor.empty(x.shape[0], *size, x.shape[1], dtype=x.dtype)
+        self._executor.upsample(_last(x), out)
+        return out.permute(0, 3, 1, 2)
+
+    def image(self, x: Tensor, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
+        """See `Ops.image`."""
+        if residual is not None and x.dtype in DTYPES:
+            x = self._executor.add(x.contiguous(), _last(residual).flatten(1, 2))
+        return ReferenceOps.image(x, size)
 
     def _product(
         self,
@@ -190,41 +212,10 @@ class NativeOps(ReferenceOps):
     ) -> Tensor:
         """[m, outputs] of x [..., K]."""
         flat = x.reshape(-1, x.shape[-1]).contiguous()
-        out = torch.empty(flat.shape[0], outputs, dtype=x.dtype)
+        out = self._executor.empty(flat.shape[0], outputs, dtype=x.dtype)
         rest = None if residual is None else residual.contiguous()
-        _core.linear(self._pool, packed, flat, out, bias=bias, residual=rest, activation=activation)
+        self._executor.linear(packed, flat, out, bias=bias, residual=rest, activation=activation)
         return out
-
-    def _weights(
-        self,
-        kind: str,
-        weights: Sequence[Tensor],
-        matrix: Callable[[], Tensor],
-        widths: Sequence[int],
-        gated: bool = False,
-    ) -> "_core.PackedWeights":
-        """Packed once; `matrix` gives the weights as [N, K]."""
-        key = (kind, *map(id, weights), *widths)
-        found = self._packed.get(key)
-        if found is None:
-            dtype = str(weights[0].dtype).removeprefix("torch.")
-            found = _core.PackedWeights(matrix().float().contiguous(), widths, dtype, gated=gated)
-            self._packed[key] = found
-            for weight in weights:
-                weakref.finalize(weight, self._packed.pop, key, None)
-        return found
-
-    def _float(self, *vectors: Tensor) -> Tensor:
-        """The vectors joined, in float32, made once."""
-        if len(vectors) == 1 and vectors[0].dtype == torch.float32:
-            return vectors[0]
-        key = tuple(map(id, vectors))
-        found = self._floats.get(key)
-        if found is None:
-            found = self._floats[key] = torch.cat(vectors).float()
-            for vector in vectors:
-                weakref.finalize(vector, self._floats.pop, key, None)
-        return found
 
 
 def _serves(weight: Tensor, widths: Sequence[int]) -> bool:
@@ -235,3 +226,9 @@ def _serves(weight: Tensor, widths: Sequence[int]) -> bool:
 def _last(image: Tensor) -> Tensor:
     """[R, h, w, C] of an image [R, C, h, w], which is free where its channels are last already."""
     return image.permute(0, 2, 3, 1).contiguous()
+
+
+def _table(shift: Tensor) -> Tensor:
+    """In float32, every row's channels one after another; rows may lie apart."""
+    shift = shift.float()
+    return shift if shift.stride(1) == 1 else shift.contiguous()

@@ -6,13 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from bridle_kernels import _core
 from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.executor import Immediate
 from bridle_kernels.native_ops import NativeOps
 from bridle_kernels.ops import Ops, ReferenceOps
+from bridle_kernels.packed_weights import PackedWeights
 
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 Call = Callable[[Ops, Callable[..., Tensor]], Tensor]
+
+
+def native_ops(threads: int) -> NativeOps:
+    return NativeOps(Immediate(_core.ThreadPool(threads)), PackedWeights())
 
 
 def attention(ops: Ops, rand: Callable[..., Tensor], **named: object) -> Tensor:
@@ -54,14 +61,14 @@ def test_every_op_is_the_reference(dtype: torch.dtype, name: str) -> None:
         generator = torch.Generator().manual_seed(7)
         return CALLS[name](ops, lambda *shape: torch.randn(shape, generator=generator).to(dtype).to(kind))
 
-    ours, exact = run(NativeOps(2), dtype), run(ReferenceOps(), torch.float64)
+    ours, exact = run(native_ops(2), dtype), run(ReferenceOps(), torch.float64)
     assert ours.dtype == dtype and ours.shape == exact.shape
     assert float((ours.double() - exact).norm() / exact.norm()) <= TOLERANCE[dtype]
 
 
 def test_images_stay_channels_last() -> None:
     """So that their tokens are a view."""
-    ops = NativeOps(1)
+    ops = native_ops(1)
     image = ops.conv2d(torch.randn(2, 4, 6, 6), torch.randn(8, 4, 3, 3))
     normed = ops.group_norm(image, torch.ones(8), torch.zeros(8), 2, 1e-5)
     for made in (image, normed):
@@ -70,28 +77,29 @@ def test_images_stay_channels_last() -> None:
 
 
 def test_other_dtypes_are_the_reference() -> None:
-    ops, x, weight = NativeOps(1), torch.randn(2, 4, 6, 6).double(), torch.randn(8, 4, 3, 3).double()
+    ops, x, weight = native_ops(1), torch.randn(2, 4, 6, 6).double(), torch.randn(8, 4, 3, 3).double()
     assert torch.equal(ops.conv2d(x, weight), ReferenceOps.conv2d(x, weight))
     half = [torch.randn(2, 5, 8).half(), torch.randn(6, 8).half()]
     assert torch.equal(ops.linear(*half), ReferenceOps.linear(*half))
 
 
 def test_packed_weights_live_as_long_as_the_weights() -> None:
-    ops, x = NativeOps(1), torch.randn(3, 8)
+    weights = PackedWeights()
+    ops, x = NativeOps(Immediate(_core.ThreadPool(1)), weights), torch.randn(3, 8)
     kept, dropped = torch.randn(6, 8), torch.randn(6, 8, dtype=torch.float32)
     bias = torch.randn(6).bfloat16()
     first = ops.linear(x, kept)
     ops.linear(x.bfloat16(), kept.bfloat16(), bias)
     ops.linear(x, dropped)
     del dropped, bias
-    assert len(ops._packed) == 1 and not ops._floats
-    assert torch.equal(ops.linear(x, kept), first) and len(ops._packed) == 1
+    assert len(weights) == 1 and not weights._floats
+    assert torch.equal(ops.linear(x, kept), first) and len(weights) == 1
 
 
 def test_results_can_be_added_to_any_tensor() -> None:
     q, k, v = (torch.randn(2, n, 3, 8) for n in (5, 7, 7))
     segments, out = [Segment((Piece(k, v),))], torch.ones(2, 24, 5).transpose(1, 2)
-    given = NativeOps(1).attention(q, segments, out=out)
+    given = native_ops(1).attention(q, segments, out=out)
     torch.testing.assert_close(given, 1 + ReferenceOps().attention(q, segments))
     assert given is out
 
@@ -99,4 +107,4 @@ def test_results_can_be_added_to_any_tensor() -> None:
 def test_threads_do_not_matter() -> None:
     generator = torch.Generator().manual_seed(3)
     x, weight = torch.randn(2, 16, 24, 20, generator=generator), torch.randn(32, 16, 3, 3, generator=generator)
-    assert torch.equal(NativeOps(1).conv2d(x, weight), NativeOps(5).conv2d(x, weight))
+    assert torch.equal(native_ops(1).conv2d(x, weight), native_ops(5).conv2d(x, weight))

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "bridle/isa.h"
@@ -64,7 +65,25 @@ struct AttentionArguments {
   bool accumulate = false;
 };
 
-// Sizes and indices are the caller's to check. Throws std::invalid_argument for dtypes that have no variant.
-void attention(const AttentionArguments& arguments, Isa isa, ThreadPool& pool);
+// An attention that is computed several times with the same tensors, whose contents change: neither `pack` nor `attend`
+// allocates once every thread has done its share of one, but for V pre-mixes and mass shifts.
+class PreparedAttention {
+ public:
+  // Sizes and indices are the caller's to check. Throws std::invalid_argument for dtypes that have no variant.
+  PreparedAttention(AttentionArguments arguments, Isa isa);
+  ~PreparedAttention();
+  PreparedAttention(const PreparedAttention&) = delete;
+  PreparedAttention& operator=(const PreparedAttention&) = delete;
+
+  // Reads the keys and values; once more wherever they have changed.
+  void pack(ThreadPool& pool);
+
+  // Overwrites, or adds to, the output and everything that is reported.
+  void attend(ThreadPool& pool);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 }  // namespace bridle

@@ -1,8 +1,10 @@
-// Convolutions as matrix products: which pixel every output reads at every tap, as row pointers for `gemm`.
+// Convolutions as matrix products: which pixel every output reads at every tap, as the left operand of `gemm`.
 #pragma once
 
 #include <cstdint>
 #include <vector>
+
+#include "bridle/gemm.h"
 
 namespace bridle {
 
@@ -23,9 +25,18 @@ struct ConvGeometry {
   int64_t upsample;
 };
 
-// [kernel_height * kernel_width * sources][rows * out_height * out_width] pointers, taps outermost. zeros: what a tap
-// outside of the image reads, as wide as the widest source. bytes: of an element.
-std::vector<const void*> conv_rows(const std::vector<ConvSource>& sources, const ConvGeometry& geometry,
-                                   const void* zeros, int64_t bytes);
+// A row for each output pixel, a span for each tap and source, taps outermost.
+class ConvRows final : public LeftOperand {
+ public:
+  // zeros: what a tap outside of the image reads, as wide as the widest source. bytes: of an element.
+  ConvRows(std::vector<ConvSource> sources, const ConvGeometry& geometry, const void* zeros, int64_t bytes);
+  void rows(int64_t span, int64_t first, int64_t count, const void** out) const override;
+
+ private:
+  std::vector<ConvSource> sources_;
+  ConvGeometry g_;
+  const void* zeros_;
+  int64_t bytes_;
+};
 
 }  // namespace bridle

@@ -1,6 +1,6 @@
-// Matrix products that read their left operand through row pointers. With one span it is a linear layer; a convolution
-// has a span for every tap and source, so nothing is ever unfolded or concatenated:
-//   out[m, n] = activation(sum over spans s and c < width_s of row[s][m][c] * weight[n, s, c]
+// Matrix products that read their left operand row by row, wherever it lies. With one span it is a linear layer; a
+// convolution has a span for every tap and source, so nothing is ever unfolded or concatenated:
+//   out[m, n] = activation(sum over spans s and c < width_s of row(s, m)[c] * weight[n, s, c]
 //                          + bias[n] + shift[m / positions, n] + residual[m, n])
 // Gated weights have 2 N rows: out[m, n] = (sum of row n) * gelu(sum of row N + n), the GEGLU of transformers.
 // Sums are float32 and in an order that depends on K alone: a row's bits do not depend on its neighbours.
@@ -17,7 +17,7 @@
 
 namespace bridle {
 
-enum class Activation { kNone, kSilu };
+enum class Activation { kNone, kSilu, kRelu, kGelu, kQuickGelu };
 
 struct GemmVariant;
 
@@ -39,6 +39,8 @@ class PackedWeights {
   const GemmVariant& variant() const { return *variant_; }
   const std::byte* panel(int64_t index) const { return data_.data() + index * panel_bytes_; }
   size_t bytes() const { return static_cast<size_t>(panels_ * panel_bytes_); }
+  // As many zeros as the widest span: what lies outside of an image.
+  const void* zeros() const { return zeros_.data(); }
 
  private:
   void pack_panel(const float* weight, int64_t index);
@@ -50,10 +52,34 @@ class PackedWeights {
   bool gated_;
   const GemmVariant* variant_;
   AlignedBuffer data_;
+  std::vector<std::byte> zeros_;
+};
+
+// Where the rows of a left operand begin, each of `width` elements of the weights' dtype.
+class LeftOperand {
+ public:
+  // Rows first ... first + count - 1 of a span.
+  virtual void rows(int64_t span, int64_t first, int64_t count, const void** out) const = 0;
+
+ protected:
+  ~LeftOperand() = default;
+};
+
+// A matrix whose rows are `stride` bytes apart.
+class MatrixRows final : public LeftOperand {
+ public:
+  MatrixRows(const void* data, int64_t stride) : data_(static_cast<const std::byte*>(data)), stride_(stride) {}
+  void rows(int64_t, int64_t first, int64_t count, const void** out) const override {
+    for (int64_t i = 0; i < count; ++i) out[i] = data_ + (first + i) * stride_;
+  }
+
+ private:
+  const std::byte* data_;
+  int64_t stride_;
 };
 
 struct GemmArguments {
-  const void* const* rows = nullptr;  // [spans][m], each to `width` elements of the weights' dtype
+  const LeftOperand* left = nullptr;
   int64_t m = 0;
   const float* bias = nullptr;   // [N], [2 N] for gated weights, or absent
   const float* shift = nullptr;  // [m / positions, N] or absent, its rows `shift_stride` apart

@@ -4,16 +4,29 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace bridle {
 
 class ThreadPool {
  public:
-  using Task = std::function<void(int64_t task)>;
+  // Something that is called with the number of a task and lives as long as the call: no memory is allocated for it.
+  class Task {
+   public:
+    template <class Function>
+      requires(!std::is_same_v<Function, Task>)
+    Task(const Function& function)
+        : function_(&function), call_([](const void* f, int64_t task) { (*static_cast<const Function*>(f))(task); }) {}
+
+    void operator()(int64_t task) const { call_(function_, task); }
+
+   private:
+    const void* function_;
+    void (*call_)(const void*, int64_t);
+  };
 
   // threads: with the caller's own; at least 1.
   explicit ThreadPool(int threads);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "ops/attention/query_block.h"
 
@@ -40,16 +41,6 @@ AttentionScratch& own_scratch() {
   return scratch;
 }
 
-void pack(const AttentionPlan& plan, ThreadPool& pool) {
-  std::vector<int64_t> ends;
-  int64_t count = 0;
-  for (const PreparedSegment& segment : plan.segments) ends.push_back(count += segment.pack_tasks());
-  pool.run(count, [&](int64_t task) {
-    const size_t index = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
-    plan.segments[index].pack(index == 0 ? task : task - ends[index - 1]);
-  });
-}
-
 // The masses of a segment's columns, row by row and head by head: the sums are in the order of the queries.
 void measure_masses(AttentionPlan& plan, size_t index, ThreadPool& pool) {
   const PreparedSegment& segment = plan.segments[index];
@@ -84,38 +75,58 @@ bool heads_take_turns(const AttentionArguments& arguments) {
 
 }  // namespace
 
-void attention(const AttentionArguments& arguments, Isa isa, ThreadPool& pool) {
+struct PreparedAttention::State {
+  AttentionArguments arguments;
+  AttentionPlan plan;
+  std::vector<int64_t> pack_ends;  // of every segment's tasks
+  AlignedBuffer packed;
+  bool takes_turns;
+};
+
+PreparedAttention::PreparedAttention(AttentionArguments arguments, Isa isa) {
   const AttentionVariant& variant = choose(arguments, isa);
-  const std::vector<int64_t>& shape = arguments.q.shape;
-  AttentionPlan plan{arguments,
-                     variant,
-                     {},
-                     {},
-                     static_cast<int64_t>(arguments.gate.size()),
-                     shape[2],
-                     shape[1],
-                     shape[3],
-                     (shape[3] + variant.lanes - 1) / variant.lanes * variant.lanes};
-  int64_t bytes = 0;
-  for (const AttentionSegment& segment : arguments.segments) {
-    fill(segment.lse, -std::numeric_limits<float>::infinity());
-    fill(segment.mass.out, 0.0f);
-    plan.segments.emplace_back(segment, plan.heads, plan.dim, variant);
-    bytes += plan.segments.back().bytes();
+  const std::vector<int64_t> shape = arguments.q.shape;
+  const int64_t rows = static_cast<int64_t>(arguments.gate.size()), lanes = variant.lanes;
+  const AttentionPlan plan{variant, {}, {}, rows, shape[2], shape[1], shape[3], (shape[3] + lanes - 1) / lanes * lanes};
+  state_ = std::make_unique<State>(State{std::move(arguments), plan, {}, {}, false});
+  AttentionPlan& made = state_->plan;
+  made.arguments = &state_->arguments;
+  int64_t bytes = 0, tasks = 0;
+  for (const AttentionSegment& segment : made.arguments->segments) {
+    made.segments.emplace_back(segment, made.heads, made.dim, variant);
+    bytes += made.segments.back().bytes();
+    state_->pack_ends.push_back(tasks += made.segments.back().pack_tasks());
   }
-  const AlignedBuffer packed(bytes);
-  std::byte* place = packed.data();
-  for (PreparedSegment& segment : plan.segments) {
+  state_->packed = AlignedBuffer(bytes);
+  std::byte* place = state_->packed.data();
+  for (PreparedSegment& segment : made.segments) {
     segment.place(place);
     place += segment.bytes();
   }
-  pack(plan, pool);
-  plan.masses.resize(plan.segments.size());
+  made.masses.resize(made.segments.size());
+  state_->takes_turns = heads_take_turns(*made.arguments);
+}
+
+PreparedAttention::~PreparedAttention() = default;
+
+void PreparedAttention::pack(ThreadPool& pool) {
+  const std::vector<int64_t>& ends = state_->pack_ends;
+  pool.run(ends.empty() ? 0 : ends.back(), [&](int64_t task) {
+    const size_t index = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
+    state_->plan.segments[index].pack(index == 0 ? task : task - ends[index - 1]);
+  });
+}
+
+void PreparedAttention::attend(ThreadPool& pool) {
+  AttentionPlan& plan = state_->plan;
   for (size_t index = 0; index < plan.segments.size(); ++index) {
-    if (arguments.segments[index].mass.count > 0) measure_masses(plan, index, pool);
+    const AttentionSegment& segment = plan.arguments->segments[index];
+    fill(segment.lse, -std::numeric_limits<float>::infinity());
+    fill(segment.mass.out, 0.0f);
+    if (segment.mass.count > 0) measure_masses(plan, index, pool);
   }
   const int64_t blocks = (plan.queries + kBlockQueries - 1) / kBlockQueries;
-  const int64_t turns = heads_take_turns(arguments) ? plan.heads : 1, groups = plan.heads / turns;
+  const int64_t turns = state_->takes_turns ? plan.heads : 1, groups = plan.heads / turns;
   pool.run(plan.rows * groups * blocks, [&](int64_t task) {
     const int64_t block = task % blocks, group = task / blocks % groups, row = task / blocks / groups;
     QueryBlock queries(plan, row, block * kBlockQueries, own_scratch());

@@ -61,7 +61,7 @@ void QueryBlock::add_segment(size_t index, int64_t head) {
 }
 
 void QueryBlock::read_queries(const PreparedSegment& segment, int64_t head) {
-  const Strided& q = plan_.arguments.q;
+  const Strided& q = plan_.arguments->q;
   const int64_t size = q.dtype == Dtype::kFloat32 ? 4 : 2, dim = plan_.dim;
   const auto* base = static_cast<const std::byte*>(q.data) +
                      (segment.source().q_rows[row_] * q.strides[0] + head * q.strides[2]) * size;
@@ -79,12 +79,13 @@ void QueryBlock::read_queries(const PreparedSegment& segment, int64_t head) {
   }
 }
 
-std::vector<QueryBlock::KeyBlock> QueryBlock::key_blocks(const PreparedSegment& segment) const {
-  std::vector<KeyBlock> blocks;
+const std::vector<KeyBlock>& QueryBlock::key_blocks(const PreparedSegment& segment) {
+  std::vector<KeyBlock>& blocks = scratch_.key_blocks;
+  blocks.clear();
   for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
     int64_t length = segment.length(piece, row_);
     // No query of the block sees more.
-    if (plan_.arguments.causal) length = std::min(length, first_ + count_);
+    if (plan_.arguments->causal) length = std::min(length, first_ + count_);
     const std::vector<Panel>& panels = segment.key_layout(piece).panels();
     int64_t panel = 0, panel_count = static_cast<int64_t>(panels.size());
     while (panel < panel_count && panels[panel].first < length) {
@@ -127,10 +128,10 @@ void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, in
   const int64_t first_key = segment.first_key(block.piece) + block.first;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t visible =
-        plan_.arguments.causal ? std::clamp<int64_t>(first_ + i + 1 - first_key, 0, block.count) : block.count;
+        plan_.arguments->causal ? std::clamp<int64_t>(first_ + i + 1 - first_key, 0, block.count) : block.count;
     const float* row_bias = bias ? at(bias, row_, head, first_ + i) + first_key * bias.strides[3] : nullptr;
     const SoftmaxResult found = variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0,
-                                                 plan_.arguments.scale, visible, maxima_[i], weights(i)});
+                                                 plan_.arguments->scale, visible, maxima_[i], weights(i)});
     // Pairs of weights are multiplied together, so one more may be read.
     std::memset(weights(i) + visible * element_, 0, (block.count + 1 - visible) * element_);
     if (found.maximum != maxima_[i]) {
@@ -308,7 +309,7 @@ void QueryBlock::finish(const PreparedSegment& segment) {
 }
 
 void QueryBlock::write(int64_t head) {
-  const AttentionArguments& a = plan_.arguments;
+  const AttentionArguments& a = *plan_.arguments;
   const float gate = a.gate[row_];
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t place = ((row_ * plan_.queries + first_ + i) * plan_.heads + head) * plan_.dim;

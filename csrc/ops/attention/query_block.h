@@ -15,16 +15,22 @@ constexpr int64_t kBlockKeys = 256;
 
 // What all tasks of an attention share. masses: [segments][R][H][S], those before the shift.
 struct AttentionPlan {
-  const AttentionArguments& arguments;
   const AttentionVariant& variant;
   std::vector<PreparedSegment> segments;
   std::vector<std::vector<float>> masses;
   int64_t rows, heads, queries, dim, padded_dim;
+  const AttentionArguments* arguments = nullptr;
+};
+
+// Keys of a piece that are scored together, `first` of its keys on.
+struct KeyBlock {
+  int64_t piece, first_panel, panels, first, count;
 };
 
 // Memory of one task at a time, kept by its thread.
 struct AttentionScratch {
   AlignedBuffer total, output, scores, weights, queries, row;
+  std::vector<KeyBlock> key_blocks;
 };
 
 class QueryBlock {
@@ -38,13 +44,9 @@ class QueryBlock {
   void add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums);
 
  private:
-  struct KeyBlock {
-    int64_t piece, first_panel, panels, first, count;  // `first` of the piece's keys
-  };
-
   void add_segment(size_t index, int64_t head);
   void read_queries(const PreparedSegment& segment, int64_t head);
-  std::vector<KeyBlock> key_blocks(const PreparedSegment& segment) const;
+  const std::vector<KeyBlock>& key_blocks(const PreparedSegment& segment);
   void score(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride) const;
   void weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride);
   void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head);

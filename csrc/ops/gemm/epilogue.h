@@ -11,6 +11,18 @@
 namespace bridle {
 namespace {
 
+inline void activate(Activation kind, float* values, int64_t count) {
+  if (kind == Activation::kSilu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = silu(values[i]);
+  } else if (kind == Activation::kRelu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
+  } else if (kind == Activation::kGelu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = gelu(values[i]);
+  } else if (kind == Activation::kQuickGelu) {
+    for (int64_t i = 0; i < count; ++i) values[i] = quick_gelu(values[i]);
+  }
+}
+
 template <class Element>
 void finish(const EpilogueArguments& a) {
   using Stored = typename Element::Stored;
@@ -32,9 +44,7 @@ void finish(const EpilogueArguments& a) {
   if (residual != nullptr) {
     for (int64_t i = 0; i < a.count; ++i) values[i] += Element::widen(residual[i]);
   }
-  if (a.activation == Activation::kSilu) {
-    for (int64_t i = 0; i < a.count; ++i) values[i] = silu(values[i]);
-  }
+  activate(a.activation, values, a.count);
   for (int64_t i = 0; i < a.count; ++i) out[i] = Element::narrow(values[i]);
 }
 

@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kAlignment = AlignedBuffer::kAlignment;
 // Rows of a task: what of the left operand and of the sums a task keeps in L2.
 constexpr int64_t kBlockRows = 96;
+// No tile has more.
+constexpr int64_t kMostTileRows = 16;
 // Elements of K that are summed in registers: few enough that kBlockRows of the left operand and the panel stay in L2,
 // and that the rounding of long sums stays small.
 constexpr int64_t kBlockDepth = 320;
@@ -59,6 +61,7 @@ PackedWeights::PackedWeights(const float* weight, int64_t n, std::vector<int64_t
   panels_ = round_up(n, panel_outputs()) / panel_outputs();
   panel_bytes_ = round_up(k_ * variant_->panel_width * size_of(dtype), kAlignment);
   data_ = AlignedBuffer(bytes());
+  zeros_.resize(*std::max_element(widths_.begin(), widths_.end()) * size_of(dtype));
   for (int64_t panel = 0; panel < panels_; ++panel) pack_panel(weight, panel);
 }
 
@@ -109,9 +112,10 @@ class Block {
     int64_t k = 0;
     for (size_t span = 0; span < weights_.widths().size(); ++span) {
       const int64_t width = weights_.widths()[span];
+      read_rows(static_cast<int64_t>(span));
       for (int64_t from = 0; from < width; from += kBlockDepth) {
         const int64_t depth = std::min(kBlockDepth, width - from);
-        add(static_cast<int64_t>(span), from, depth, k);
+        add(from, depth, k);
         k += depth;
       }
     }
@@ -119,17 +123,18 @@ class Block {
   }
 
  private:
-  // Adds `depth` elements of a span, from `from` on, which are K's elements from k on.
-  void add(int64_t span, int64_t from, int64_t depth, int64_t k) {
+  // Rows behind the last repeat it; their sums are never read.
+  void read_rows(int64_t span) {
+    a_.left->rows(span, first_, count_, rows_.data());
+    std::fill(rows_.begin() + count_, rows_.end(), rows_[count_ - 1]);
+  }
+
+  // Adds `depth` elements of the span that was read, from `from` on, which are K's elements from k on.
+  void add(int64_t from, int64_t depth, int64_t k) {
     const int64_t width = variant_.panel_width;
     const std::byte* panel = weights_.panel(panel_) + k * width * size_of(weights_.dtype());
     for (int64_t i = 0; i < count_; i += variant_.rows) {
-      // Rows behind the last repeat it; their sums are never read.
-      std::array<const void*, 16> rows;
-      for (int64_t j = 0; j < variant_.rows; ++j) {
-        rows[j] = a_.rows[span * a_.m + first_ + std::min(i + j, count_ - 1)];
-      }
-      variant_.tile({rows.data(), from, depth, panel, sums_ + i * width, width, k == 0});
+      variant_.tile({rows_.data() + i, from, depth, panel, sums_ + i * width, width, k == 0});
     }
   }
 
@@ -153,6 +158,7 @@ class Block {
   const GemmArguments& a_;
   const int64_t first_, count_, panel_;
   float* const sums_;
+  std::array<const void*, kBlockRows + kMostTileRows> rows_;
 };
 
 }  // namespace

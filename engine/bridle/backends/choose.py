@@ -13,9 +13,8 @@ from bridle.weights import Model
 
 _log = logging.getLogger("bridle")
 
-BACKENDS = ("cuda", "ort", "reference", "cpu")
-"""Order in which "auto" tries them. "cpu" comes last as long as its ops are called one by one from Python, which small models
-notice."""
+BACKENDS = ("cuda", "ort", "cpu", "reference")
+"""Order in which "auto" tries them."""
 
 _CLASSES: Mapping[str, type[ReferenceBackend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
 
@@ -32,7 +31,7 @@ def unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 
 def automatic(device: torch.device, dtype: torch.dtype) -> str:
     """What "auto" means."""
-    return next(name for name in BACKENDS if unfit(name, device, dtype) is None)
+    return next(name for name in BACKENDS if unfit(name, device, dtype) is None and _CLASSES[name].suits(dtype))
 
 
 def unserved(name: str, primitive: Primitive) -> str | None:

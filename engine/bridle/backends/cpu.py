@@ -1,20 +1,43 @@
-"""The CPU backend: the networks over the C++ core."""
+"""The CPU backend: the networks over the C++ core, the large ones recorded once and replayed without Python."""
+
+from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
+from torch import Tensor
 
+from bridle.backends import programs
 from bridle.backends.reference import ReferenceBackend
-from bridle.weights import Model
+from bridle.networks import controlnet
+from bridle.networks.configs import VaeConfig
+from bridle.rows import Branch, Residual, Residuals, Rows
+from bridle.weights import Component, Model
+from bridle_kernels import _core
 from bridle_kernels.attention.native import DTYPES
+from bridle_kernels.executor import Immediate
 from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.program_cache import ProgramCache
+from bridle_kernels.recorder import NotRecordableError, Program, ProgramFrame
+
+PROGRAMS = 8
+"""Networks and sizes that are kept, each with the memory of its activations."""
 
 
 class CpuBackend(ReferenceBackend):
-    """Serves every primitive of the reference, on CPU tensors of float32 and bfloat16."""
+    """Serves every primitive of the reference, on CPU tensors of float32 and bfloat16.
+
+    The U-Net, ControlNets and the autoencoder's decoder are recorded for every size and number of rows; strengths,
+    prompts, maps, residuals and time steps are data. Everything else runs op by op.
+    """
 
     name = "cpu"
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(model, device, dtype, NativeOps(torch.get_num_threads()))
+        self._pool = _core.ThreadPool(torch.get_num_threads())
+        self._packed = PackedWeights()
+        self._programs = ProgramCache(PROGRAMS)
+        super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed))
 
     @staticmethod
     def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -24,3 +47,76 @@ class CpuBackend(ReferenceBackend):
         if dtype not in DTYPES:
             return f"it computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
         return None
+
+    @staticmethod
+    def suits(dtype: torch.dtype) -> bool:
+        """Whether this CPU has vector kernels for a dtype: "auto" takes another backend where it has not."""
+        isa = _core.active_isa()
+        return isa == "avx512_bf16" if dtype == torch.bfloat16 else isa != "scalar"
+
+    def evaluate(self, rows: Rows) -> Tensor:
+        """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
+        self.refuse_unserved(rows)
+        try:
+            with ExitStack() as leases:
+                return self._replay(rows, leases)
+        except NotRecordableError:
+            return super().evaluate(rows)
+
+    def _replay(self, rows: Rows, leases: ExitStack) -> Tensor:
+        model, sample = self.model.unet, tuple(rows.sample.shape)
+        extra = None if rows.extra_channels is None else tuple(rows.extra_channels.shape)
+        frame = leases.enter_context(
+            self._frame(
+                ("unet", sample, extra),
+                lambda: programs.record_unet(model, self._packed, self.dtype, sample, extra),
+            )
+        )
+        residuals: dict[str, tuple[Residual, ...]] = dict(rows.residuals or {})
+        for branch in rows.branches:
+            for point, terms in self._branch(branch, rows.sample, leases).items():
+                residuals[point] = residuals.get(point, ()) + terms
+        frame.inputs["sample"].copy_(rows.sample)
+        frame.inputs["time"].copy_(rows.time)
+        if rows.extra_channels is not None:
+            frame.inputs["extra_channels"].copy_(rows.extra_channels)
+        programs.bind_context(frame, model.config, rows.context)
+        programs.bind_residuals(frame, model.config, residuals)
+        programs.bind_self_rows(frame, model.config, rows)
+        frame.run(self._pool)
+        return frame.outputs[0].clone()
+
+    def _branch(self, branch: Branch, sample: Tensor, leases: ExitStack) -> Residuals:
+        """The residuals of a branch; they are valid as long as its lease."""
+        mine = controlnet.branch_sample(self.ops, branch, sample)
+        shape = tuple(mine.shape)
+        frame = leases.enter_context(
+            self._frame(
+                ("controlnet", id(branch.weights), shape),
+                lambda: programs.record_controlnet(branch, self._packed, self.dtype, shape),
+            )
+        )
+        frame.inputs["sample"].copy_(mine)
+        frame.inputs["time"].copy_(branch.time)
+        frame.inputs["hint"].copy_(branch.hint)
+        programs.bind_context(frame, branch.config, branch.context)
+        frame.run(self._pool)
+        return controlnet.named_residuals(self.ops, branch, sample, controlnet.pooled(self.ops, branch, frame.outputs))
+
+    def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
+        """See `ReferenceBackend.decode_image`."""
+        component = self.model.vae
+        if tiling or not isinstance(component.config, VaeConfig):
+            return super().decode_image(latents, tiling)
+        return self._decode(component, latents / component.config.scaling_factor)
+
+    def _decode(self, component: Component[VaeConfig], latents: Tensor) -> Tensor:
+        shape = tuple(latents.shape)
+        record = lambda: programs.record_decoder(component, self._packed, self.dtype, shape)  # noqa: E731
+        with self._frame(("decoder", shape), record) as frame:
+            frame.inputs["latents"].copy_(latents)
+            frame.run(self._pool)
+            return frame.outputs[0].clone()
+
+    def _frame(self, key: Hashable, record: Callable[[], Program]) -> AbstractContextManager[ProgramFrame]:
+        return self._programs.frame(key, record)

@@ -40,6 +40,11 @@ class ReferenceBackend:
         return None
 
     @staticmethod
+    def suits(dtype: torch.dtype) -> bool:
+        """Whether "auto" should take it for a dtype."""
+        return True
+
+    @staticmethod
     def supports(primitives: frozenset[Primitive]) -> str | None:
         """None, or the reason why `primitives` are not served, whatever the model and the device."""
         missing = sorted(primitive.value for primitive in primitives - unet.SERVED - _ALWAYS)
@@ -130,9 +135,13 @@ class ReferenceBackend:
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
+        self.refuse_unserved(rows)
+        model = self.model.unet
+        return unet.unet(self.ops, model.tensors, model.config, rows, unet.all_residuals(self.ops, rows))
+
+    def refuse_unserved(self, rows: Rows) -> None:
+        """Raises UnsupportedError for a primitive that is not served."""
         asked = rows.primitives()
         reason = self.supports(asked)
         if reason is not None:
             raise UnsupportedError(", ".join(sorted(primitive.value for primitive in asked)), self.name, reason)
-        model = self.model.unet
-        return unet.unet(self.ops, model.tensors, model.config, rows, unet.all_residuals(self.ops, rows))

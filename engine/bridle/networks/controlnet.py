@@ -60,15 +60,30 @@ def controlnet(
     zero_convs = [*(f"controlnet_down_blocks.{k}" for k in range(len(skips))), "controlnet_mid_block"]
     outputs = zip(zero_convs, [*skips, middle], strict=True)
     residuals = tuple(layers.conv(ops, weights, name, features, padding=0) for name, features in outputs)
+    return pooled(ops, branch, residuals)
+
+
+def pooled(ops: Ops, branch: Branch, residuals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Residuals, or their spatial means where the branch says so."""
     return tuple(ops.spatial_mean(r) for r in residuals) if branch.global_pool else residuals
+
+
+def branch_sample(ops: Ops, branch: Branch, sample: Tensor) -> Tensor:
+    """What of a batch's sample [R, C, h, w] a branch sees: its rows, and the channels of latents."""
+    mine = sample if branch.rows == tuple(range(sample.shape[0])) else ops.rows(sample, branch.rows)
+    return ops.columns(mine, 0, branch.config.in_channels)
 
 
 def branch_residuals(ops: Ops, branch: Branch, sample: Tensor) -> Residuals:
     """Runs a branch on its rows of `sample` [R, C, h, w] and names its residuals by point."""
+    mine = branch_sample(ops, branch, sample)
+    values = controlnet(ops, branch.weights, branch.config, branch, mine)
+    return named_residuals(ops, branch, sample, values)
+
+
+def named_residuals(ops: Ops, branch: Branch, sample: Tensor, values: tuple[Tensor, ...]) -> Residuals:
+    """What a branch on a batch's sample [R, C, h, w] computed, by point, with its strengths, rows and masks."""
     rows = tuple(range(sample.shape[0]))
-    mine = sample if branch.rows == rows else ops.rows(sample, branch.rows)
-    channels = branch.config.in_channels
-    values = controlnet(ops, branch.weights, branch.config, branch, ops.columns(mine, 0, channels))
     names = [*(f"skip.{k}" for k in range(len(values) - 1)), "mid"]
     sizes = residual_sizes(branch.config, (sample.shape[-2], sample.shape[-1]))
     where = None if branch.rows == rows else branch.rows

@@ -1,6 +1,6 @@
 """What the U-Net and ControlNet have in common: time table, text keys and values, encoder and middle block."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,6 +53,11 @@ def time_table(
     embedding = layers.mlp(ops, weights, "time_embedding", sinusoids, added)
     active = ops.activation(embedding, "silu")
     return ops.concat([layers.linear(ops, weights, f"{b.name}.time_emb_proj", active) for b in res_blocks(config)])
+
+
+def time_width(config: EncoderConfig) -> int:
+    """Columns of `time_table`."""
+    return sum(block.outputs for block in res_blocks(config))
 
 
 def added_embedding(
@@ -118,7 +123,12 @@ class Trunk:
 
     def segments(self, site: int) -> tuple[Segment, ...]:
         """The segments of one cross-attention."""
-        return tuple(_segment_at(segment, site) for segment in self.context)
+        return context_segments(self.context, site)
+
+
+def context_segments(context: Sequence[ContextSegment], site: int) -> tuple[Segment, ...]:
+    """What one cross-attention attends to."""
+    return tuple(_segment_at(segment, site) for segment in context)
 
 
 def _segment_at(segment: ContextSegment, site: int) -> Segment:

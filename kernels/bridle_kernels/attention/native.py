@@ -51,7 +51,7 @@ def attention(
     _core.attention(
         pool,
         _dense(q),
-        [_segment(segment, q) for segment in segments],
+        segment_operands(segments, q),
         result,
         gate=[1.0] * rows if gate is None else _listed(gate, rows),
         scale=dim**-0.5 if scale is None else scale,
@@ -61,6 +61,11 @@ def attention(
         isa=isa,
     )
     return result
+
+
+def segment_operands(segments: Sequence[Segment], q: Tensor) -> list[dict[str, Any]]:
+    """Segments as the core takes them, for queries of the shape of q. Whoever keeps the result keeps their memory."""
+    return [_segment(segment, q) for segment in segments]
 
 
 def _pieces(segments: Sequence[Segment]) -> list[Piece]:

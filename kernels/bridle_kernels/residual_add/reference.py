@@ -44,19 +44,20 @@ def residual_add(x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
 
 
 def _factor(x: Tensor, residual: ResidualTerm) -> Tensor:
-    _check(x, residual)
+    check_term(x.shape, residual)
     scale = residual.scale.to(device=x.device)[:, None, None, None]
     factor = scale if residual.mask is None else scale * residual.mask
     return factor.to(x.dtype)
 
 
-def _check(x: Tensor, residual: ResidualTerm) -> None:
-    rows = x.shape[0] if residual.rows is None else len(residual.rows)
-    if residual.rows is not None and not all(0 <= row < x.shape[0] for row in residual.rows):
-        raise ValueError(f"residual_add: rows is {residual.rows}, wants rows of a batch of {x.shape[0]}")
-    wanted = (rows, *x.shape[1:])
+def check_term(shape: Sequence[int], residual: ResidualTerm) -> None:
+    """Raises ValueError for a residual that does not fit an image of `shape`, [R, C, h, w]."""
+    rows = shape[0] if residual.rows is None else len(residual.rows)
+    if residual.rows is not None and not all(0 <= row < shape[0] for row in residual.rows):
+        raise ValueError(f"residual_add: rows is {residual.rows}, wants rows of a batch of {shape[0]}")
+    wanted = (rows, *shape[1:])
     fits = residual.values.ndim == 4 and all(
         got in (1, want) for got, want in zip(residual.values.shape, wanted, strict=True)
     )
-    if not fits or residual.values.shape[1] != x.shape[1]:
+    if not fits or residual.values.shape[1] != shape[1]:
         raise ValueError(f"residual_add: values is {tuple(residual.values.shape)}, wants {wanted}")

@@ -1,0 +1,57 @@
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <stdexcept>
+#include <vector>
+
+#include "bindings/arguments.h"
+#include "bindings/bindings.h"
+#include "bindings/residual_terms.h"
+#include "bridle/upsample.h"
+
+namespace bridle::python {
+namespace {
+
+namespace py = pybind11;
+
+// x: [R, positions, C], is added to.
+void run_residual_add(ThreadPool& pool, const py::object& x, const py::list& terms) {
+  const Borrowed target = borrow("x", x);
+  const Strided& t = target.tensor;
+  if (t.shape.size() != 3) throw std::invalid_argument("x is " + text(t.shape) + ", wants [R, positions, C]");
+  check_compact("x", t, t.dtype, t.shape);
+  const ResidualImage image{t.data, t.shape[0], t.shape[1], t.shape[2], t.dtype};
+  const std::vector<ResidualTerm> found = residual_terms(terms, image);
+  py::gil_scoped_release release;
+  residual_add(image, found, pool);
+}
+
+// x: [R, h, w, C]. out: [R, h', w', C].
+void run_upsample(ThreadPool& pool, const py::object& x, const py::object& out) {
+  const Borrowed from = borrow("x", x), to = borrow("out", out);
+  const Upsample a = upsample_of(from.tensor, to.tensor);
+  py::gil_scoped_release release;
+  upsample(a, pool);
+}
+
+}  // namespace
+
+Upsample upsample_of(const Strided& x, const Strided& out) {
+  if (x.shape.size() != 4 || out.shape.size() != 4 || x.shape[0] != out.shape[0] || x.shape[3] != out.shape[3]) {
+    throw std::invalid_argument("out is " + text(out.shape) + ", wants the rows and channels of " + text(x.shape));
+  }
+  check_compact("x", x, x.dtype, x.shape);
+  check_compact("out", out, x.dtype, out.shape);
+  for (const int64_t side : x.shape) {
+    if (side < 1) throw std::invalid_argument("x is " + text(x.shape) + ", wants sides of 1 or more");
+  }
+  return {x.data,     out.data,     x.shape[0],   x.shape[1],
+          x.shape[2], out.shape[1], out.shape[2], x.shape[3] * (x.dtype == Dtype::kFloat32 ? 4 : 2)};
+}
+
+void bind_image_ops(py::module_& module) {
+  module.def("residual_add", &run_residual_add, py::arg("pool"), py::arg("x"), py::arg("terms"));
+  module.def("upsample", &run_upsample, py::arg("pool"), py::arg("x"), py::arg("out"));
+}
+
+}  // namespace bridle::python

@@ -1,0 +1,46 @@
+// Ops as nodes of a plan: the same checks as when they are called at once, and pointers that every frame resolves.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/plan_tensor.h"
+#include "bridle/gemm.h"
+
+namespace bridle::python {
+
+using Weights = std::shared_ptr<PackedWeights>;
+
+void record_linear(Plan& plan, const Weights& weights, const PlanTensor& x, const PlanTensor& out,
+                   const OptionalTensor& bias, const OptionalTensor& residual, const std::string& activation);
+
+void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTensor>& sources, const PlanTensor& out,
+                   const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
+                   int64_t upsample, const OptionalTensor& bias, const OptionalTensor& shift,
+                   const OptionalTensor& residual, const std::string& activation);
+
+void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const PlanTensor& out,
+                       const PlanTensor& weight, const PlanTensor& bias, int64_t groups, double eps,
+                       const std::string& activation);
+
+void record_layer_norm(Plan& plan, const PlanTensor& x, const PlanTensor& out, const PlanTensor& weight,
+                       const PlanTensor& bias, double eps);
+
+// row_port: of the rows that the self-attention's maps come from.
+void record_own_attention(Plan& plan, const PlanTensor& q, const PlanTensor& k, const PlanTensor& v,
+                          const PlanTensor& out, float scale, bool causal, bool float32_scores, int32_t row_port);
+
+// Its segments are bound to the port that is returned.
+int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor& out, float scale,
+                               bool float32_scores);
+
+// x: [R, positions, C], is added to. Its terms are bound to the port that is returned.
+int32_t record_residual_add(Plan& plan, const PlanTensor& x);
+
+// x: [R, positions, C], values of the same shape are added to it.
+void record_add(Plan& plan, const PlanTensor& x, const PlanTensor& values);
+
+void record_upsample(Plan& plan, const PlanTensor& x, const PlanTensor& out);
+
+}  // namespace bridle::python

@@ -1,0 +1,104 @@
+"""The networks as programs of the C++ core: what is an input, and what is bound for every evaluation."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from bridle.networks import controlnet, unet, vae
+from bridle.networks.configs import EncoderConfig, UNetConfig, VaeConfig
+from bridle.networks.layout import encoder_layout, transformers
+from bridle.networks.trunk import attention_sites, context_segments, time_width
+from bridle.rows import KV, Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
+from bridle.weights import Component
+from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.recorder import Program, ProgramFrame, Recorder
+
+Shape = tuple[int, ...]
+
+
+def record_unet(
+    component: Component[UNetConfig], packed: PackedWeights, dtype: torch.dtype, sample: Shape, extra: Shape | None
+) -> Program:
+    """The U-Net for samples [R, C, h, w] and extra channels [R, Cx, h, w]."""
+    recorder, config = Recorder(), component.config
+    rows = Rows(
+        sample=recorder.input("sample", sample, dtype),
+        time=recorder.input("time", (sample[0], time_width(config)), torch.float32),
+        context=_bound_context(recorder, config, dtype),
+        extra_channels=None if extra is None else recorder.input("extra_channels", extra, dtype),
+        self_rows=tuple(recorder.named(_level(level), (sample[0],), torch.int32) for level in range(config.levels)),
+    )
+    residuals = {point: (_bound_residual(recorder, point, dtype),) for point in residual_points(config)}
+    output = unet.unet(NativeOps(recorder, packed), component.tensors, config, rows, residuals)
+    return recorder.finish([output])
+
+
+def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype, sample: Shape) -> Program:
+    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale or mean."""
+    recorder, config = Recorder(), branch.config
+    shadow = replace(
+        branch,
+        time=recorder.input("time", (sample[0], time_width(config)), torch.float32),
+        context=_bound_context(recorder, config, dtype),
+        hint=recorder.input("hint", tuple(branch.hint.shape), dtype),
+        global_pool=False,
+    )
+    image = recorder.input("sample", sample, dtype)
+    outputs = controlnet.controlnet(NativeOps(recorder, packed), branch.weights, config, shadow, image)
+    return recorder.finish(outputs)
+
+
+def record_decoder(
+    component: Component[VaeConfig], packed: PackedWeights, dtype: torch.dtype, latents: Shape
+) -> Program:
+    """The decoder of the autoencoder for latents [R, C, h, w]."""
+    recorder = Recorder()
+    image = recorder.input("latents", latents, dtype)
+    return recorder.finish([vae.vae_decode(NativeOps(recorder, packed), component.tensors, component.config, image)])
+
+
+def residual_points(config: EncoderConfig) -> tuple[str, ...]:
+    """Every point at which a U-Net adds residuals."""
+    numbers = range(len(encoder_layout(config).widths))
+    return ("conv_in", *(f"block.{k}" for k in numbers), *(f"skip.{k}" for k in numbers), "mid")
+
+
+def bind_context(frame: ProgramFrame, config: EncoderConfig, context: Sequence[ContextSegment]) -> None:
+    """The segments of every cross-attention of a U-Net or ControlNet."""
+    for site in range(len(attention_sites(config))):
+        frame.bind_segments(_site(site), context_segments(context, site))
+
+
+def bind_residuals(frame: ProgramFrame, config: EncoderConfig, residuals: Residuals) -> None:
+    """The residuals of every point of a U-Net."""
+    for point in residual_points(config):
+        frame.bind_residuals(point, residuals.get(point, ()))
+
+
+def bind_self_rows(frame: ProgramFrame, config: EncoderConfig, rows: Rows) -> None:
+    """The rows that the self-attentions of each level read."""
+    own = range(rows.sample.shape[0])
+    for level in sorted({level for level, _ in transformers(config)}):
+        found = None if rows.self_rows is None else rows.self_rows[level]
+        frame.bind_rows(_level(level), own if found is None else found.tolist())
+
+
+def _site(number: int) -> str:
+    return f"site.{number}"
+
+
+def _level(number: int) -> str:
+    return f"level.{number}"
+
+
+def _bound_context(recorder: Recorder, config: EncoderConfig, dtype: torch.dtype) -> tuple[ContextSegment, ...]:
+    stand_ins = [recorder.named(_site(site), (1, 1, 1, 1), dtype) for site in range(len(attention_sites(config)))]
+    return (ContextSegment((ContextPiece(tuple(KV(tensor, tensor) for tensor in stand_ins)),)),)
+
+
+def _bound_residual(recorder: Recorder, point: str, dtype: torch.dtype) -> Residual:
+    values: Tensor = recorder.named(point, (1, 1, 1, 1), dtype)
+    return Residual(values, values)

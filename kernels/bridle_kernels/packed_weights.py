@@ -1,0 +1,52 @@
+"""Weights as the C++ core reads them: packed at their first use, kept as long as the weights themselves."""
+
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bridle_kernels import _core
+
+
+class PackedWeights:
+    """Packed matrices and float32 vectors of tensors that live somewhere else."""
+
+    def __init__(self) -> None:
+        self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
+        self._floats: dict[tuple[int, ...], Tensor] = {}
+
+    def __len__(self) -> int:
+        """How many matrices are packed."""
+        return len(self._packed)
+
+    def matrix(
+        self,
+        kind: str,
+        weights: Sequence[Tensor],
+        matrix: Callable[[], Tensor],
+        widths: Sequence[int],
+        gated: bool = False,
+    ) -> "_core.PackedWeights":
+        """The packed product of a kind with those weights; `matrix` gives them as [N, K]."""
+        key = (kind, *map(id, weights), *widths)
+        found = self._packed.get(key)
+        if found is None:
+            dtype = str(weights[0].dtype).removeprefix("torch.")
+            found = _core.PackedWeights(matrix().float().contiguous(), widths, dtype, gated=gated)
+            self._packed[key] = found
+            for weight in weights:
+                weakref.finalize(weight, self._packed.pop, key, None)
+        return found
+
+    def vector(self, *vectors: Tensor) -> Tensor:
+        """The vectors joined, in float32."""
+        if len(vectors) == 1 and vectors[0].dtype == torch.float32:
+            return vectors[0]
+        key = tuple(map(id, vectors))
+        found = self._floats.get(key)
+        if found is None:
+            found = self._floats[key] = torch.cat(vectors).float()
+            for vector in vectors:
+                weakref.finalize(vector, self._floats.pop, key, None)
+        return found

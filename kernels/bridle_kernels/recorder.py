@@ -1,0 +1,234 @@
+"""Networks recorded into plans of the C++ core, and their evaluation without Python.
+
+A network is run once on tensors without memory (PyTorch's "meta" device): views and shapes work as always, every kernel
+becomes a node of the plan, and a tensor's storage says which buffer it lies in.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bridle_kernels import _core
+from bridle_kernels.attention import Segment, native
+from bridle_kernels.executor import residual_term
+from bridle_kernels.residual_add import ResidualTerm
+
+
+class NotRecordableError(Exception):
+    """The network does something that no kernel of the core does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A tensor of every frame. layout: on "meta", where it lies in the buffer."""
+
+    buffer: int
+    bytes: int
+    layout: Tensor
+
+    def view(self, frame: "_core.Frame") -> Tensor:
+        """The tensor in a frame's memory."""
+        flat = torch.from_numpy(frame.memory(self.buffer, self.bytes)).view(self.layout.dtype)
+        return flat.as_strided(self.layout.shape, self.layout.stride(), self.layout.storage_offset())
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A node whose operands are bound: its number, the tensor that it works on, and that tensor's layout in the plan."""
+
+    number: int
+    tensor: Tensor
+    place: "_core.PlanTensor"
+
+
+@dataclass(slots=True)
+class Program:
+    """A finished plan and what its inputs, outputs and ports are called. keeps: what its constants point to."""
+
+    plan: "_core.Plan"
+    inputs: dict[str, Slot] = field(default_factory=dict)
+    outputs: tuple[Slot, ...] = ()
+    attentions: dict[str, Port] = field(default_factory=dict)
+    residuals: dict[str, Port] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    keeps: list[Any] = field(default_factory=list)
+
+
+class Recorder:
+    """An `Executor` that writes a program. Tensors that it gives out have no values."""
+
+    def __init__(self) -> None:
+        self._plan = _core.Plan()
+        self._program = Program(self._plan)
+        self._buffers: dict[int, int] = {}
+        self._names: dict[int, str] = {}
+        self._own_rows = self._plan.add_row_port()
+
+    def input(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """What is written before a run; an image [R, C, h, w] has its channels last."""
+        last = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta", memory_format=last)
+        buffer = self._plan.add_input(_bytes(tensor))
+        self._register(tensor, buffer)
+        self._program.inputs[name] = Slot(buffer, _bytes(tensor), tensor)
+        return tensor
+
+    def named(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A stand-in for operands that are bound under a name: keys and values, values of residuals, row numbers."""
+        tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
+        self._names[_storage(tensor)] = name
+        self._program.keeps.append(tensor)
+        return tensor
+
+    def finish(self, outputs: Sequence[Tensor]) -> Program:
+        """The program; its outputs can be read after every run."""
+        for tensor in outputs:
+            buffer = self._buffer(tensor)
+            self._plan.keep(buffer)
+            size = tensor.untyped_storage().nbytes()
+            self._program.outputs += (Slot(buffer, size, tensor),)
+        self._plan.finish()
+        return self._program
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """See `Executor`, as all below."""
+        tensor = torch.empty(shape, dtype=dtype, device="meta")
+        self._register(tensor, self._plan.add_buffer(_bytes(tensor)))
+        return tensor
+
+    def linear(self, weights: "_core.PackedWeights", x: Tensor, out: Tensor, **options: Any) -> None:
+        self._plan.linear(weights, self._place(x), self._place(out), **self._places(options))
+
+    def conv2d(self, weights: "_core.PackedWeights", sources: Sequence[Tensor], out: Tensor, **options: Any) -> None:
+        self._plan.conv2d(weights, [self._place(s) for s in sources], self._place(out), **self._places(options))
+
+    def group_norm(self, sources: Sequence[Tensor], out: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> None:
+        if options.pop("scale") is not None or options.pop("shift") is not None:
+            raise NotRecordableError("a group norm with a second condition")
+        places = [self._place(source) for source in sources]
+        self._plan.group_norm(places, self._place(out), self._place(weight), self._place(bias), **options)
+
+    def layer_norm(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, *, eps: float) -> None:
+        self._plan.layer_norm(self._place(x), self._place(out), self._place(weight), self._place(bias), eps=eps)
+
+    def attention(
+        self, q: Tensor, segments: Sequence[Segment], gate: float | Tensor | None, out: Tensor | None, **options: Any
+    ) -> Tensor:
+        if gate is not None or out is not None:
+            raise NotRecordableError("an attention with a gate, or that adds to a tensor")
+        if options["scale"] is None:
+            options["scale"] = q.shape[3] ** -0.5
+        result = self.empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3], dtype=q.dtype)
+        name = self._names.get(_storage(segments[0].pieces[0].k))
+        if name is None:
+            self._own_attention(q, segments, result, options)
+        else:
+            place = self._place(q)
+            del options["causal"]
+            self._program.attentions[name] = Port(
+                self._plan.bound_attention(place, self._place(result), **options), q, place
+            )
+        return result
+
+    def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
+        name = self._names.get(_storage(residuals[0].values))
+        if name is None:
+            raise NotRecordableError("residuals that are not bound")
+        place = self._place(x.flatten(1, 2))
+        self._program.residuals[name] = Port(self._plan.residual_add(place), x, place)
+        return x
+
+    def add(self, x: Tensor, values: Tensor) -> Tensor:
+        self._plan.add(self._place(x), self._place(values))
+        return x
+
+    def upsample(self, x: Tensor, out: Tensor) -> None:
+        self._plan.upsample(self._place(x), self._place(out))
+
+    def _own_attention(self, q: Tensor, segments: Sequence[Segment], out: Tensor, options: Mapping[str, Any]) -> None:
+        (segment,) = segments
+        (piece,) = segment.pieces
+        port = self._own_rows
+        if segment.q_rows is not None:
+            name = self._names[_storage(segment.q_rows)]
+            if name not in self._program.rows:
+                self._program.rows[name] = self._plan.add_row_port()
+            port = self._program.rows[name]
+        places = [self._place(tensor) for tensor in (q, piece.k, piece.v, out)]
+        self._plan.own_attention(*places, row_port=port, **options)
+
+    def _register(self, tensor: Tensor, buffer: int) -> None:
+        self._buffers[_storage(tensor)] = buffer
+        # The storage of a tensor that is gone may be another's.
+        self._program.keeps.append(tensor)
+
+    def _buffer(self, tensor: Tensor) -> int:
+        found = self._buffers.get(_storage(tensor))
+        if found is not None:
+            return found
+        if tensor.device.type == "meta":
+            raise NotRecordableError("an operation that no kernel of the core does")
+        buffer = self._plan.add_constant(tensor.untyped_storage().data_ptr())
+        self._register(tensor, buffer)
+        return buffer
+
+    def _place(self, tensor: Tensor) -> "_core.PlanTensor":
+        offset = int(tensor.storage_offset()) * tensor.element_size()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return _core.PlanTensor(self._buffer(tensor), offset, dtype, list(tensor.shape), list(tensor.stride()))
+
+    def _places(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: self._place(v) if isinstance(v, Tensor) else v for name, v in options.items()}
+
+
+class ProgramFrame:
+    """Memory for one evaluation of a program at a time. inputs, outputs: tensors in that memory."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+        self._frame = _core.Frame(program.plan)
+        self.inputs = {name: slot.view(self._frame) for name, slot in program.inputs.items()}
+        self.outputs = tuple(slot.view(self._frame) for slot in program.outputs)
+        self._bound: dict[str, object] = {}
+
+    def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:
+        """What an attention attends to from now on."""
+        port = self._program.attentions[name]
+        found = native.segment_operands(segments, port.tensor)
+        self._frame.bind_segments(port.number, found, port.place)
+        self._bound[name] = found
+
+    def bind_residuals(self, name: str, residuals: Sequence[ResidualTerm]) -> None:
+        """What is added at a point from now on."""
+        if not residuals and name not in self._bound:
+            return
+        port = self._program.residuals[name]
+        found = [residual_term(residual, port.tensor) for residual in residuals]
+        self._frame.bind_residuals(port.number, found, port.place)
+        self._bound[name] = found
+        if not found:
+            del self._bound[name]
+
+    def bind_rows(self, name: str, rows: Sequence[int]) -> None:
+        """The rows whose maps the self-attentions of a level read from now on."""
+        self._frame.bind_rows(self._program.rows[name], list(rows))
+
+    def run(self, pool: "_core.ThreadPool") -> None:
+        """Computes the outputs."""
+        self._frame.run(pool)
+
+    def profile(self, pool: "_core.ThreadPool") -> list[tuple[str, float]]:
+        """A run, with each op's name and seconds."""
+        return list(zip(self._program.plan.nodes, self._frame.profile(pool), strict=True))
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return math.prod(tensor.shape) * tensor.element_size()
