@@ -10,8 +10,8 @@
 
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
-#include "bindings/convolution.h"
 #include "bindings/dlpack.h"
+#include "bridle/conv2d.h"
 #include "bridle/thread_pool.h"
 
 namespace bridle::python {

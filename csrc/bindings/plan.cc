@@ -12,8 +12,8 @@
 #include "bindings/arguments.h"
 #include "bindings/attention_segments.h"
 #include "bindings/bindings.h"
-#include "bindings/record.h"
 #include "bindings/residual_terms.h"
+#include "bridle/record.h"
 
 namespace bridle::python {
 namespace {

@@ -191,8 +191,10 @@ class ProgramFrame:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._frame = _core.Frame(program.plan)
-        self.inputs = {name: slot.view(self._frame) for name, slot in program.inputs.items()}
-        self.outputs = tuple(slot.view(self._frame) for slot in program.outputs)
+        # Tensors that are made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self.inputs = {name: slot.view(self._frame) for name, slot in program.inputs.items()}
+            self.outputs = tuple(slot.view(self._frame) for slot in program.outputs)
         self._bound: dict[str, object] = {}
 
     def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:

@@ -25,16 +25,22 @@ def xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session", params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """What the engines below compute with: their tests hold for every backend."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def engine(folder: Path) -> bridle.Engine:
+def engine(folder: Path, backend: str) -> bridle.Engine:
     """The SD 1.x engine."""
-    return bridle.load(folder)
+    return bridle.load(folder, backend=backend)
 
 
 @pytest.fixture(scope="session")
-def xl_engine(xl_folder: Path) -> bridle.Engine:
+def xl_engine(xl_folder: Path, backend: str) -> bridle.Engine:
     """The SDXL engine."""
-    return bridle.load(xl_folder)
+    return bridle.load(xl_folder, backend=backend)
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +54,14 @@ def map_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def map_engine(map_folder: Path) -> bridle.Engine:
+def map_engine(map_folder: Path, backend: str) -> bridle.Engine:
     """The SD 1.x engine with every control."""
-    return bridle.load(map_folder)
+    return bridle.load(map_folder, backend=backend)
 
 
 @pytest.fixture(scope="session")
-def xl_map_engine(tmp_path_factory: pytest.TempPathFactory) -> bridle.Engine:
+def xl_map_engine(tmp_path_factory: pytest.TempPathFactory, backend: str) -> bridle.Engine:
     """An SDXL engine with every control; its IP-Adapter is of the other kind."""
     path = tmp_path_factory.mktemp("xl-maps") / "model"
     write_new_model("tiny-xl", path, seed=4, controlnet=True, t2i=True, ip_adapter="plus")
-    return bridle.load(path)
+    return bridle.load(path, backend=backend)

@@ -120,7 +120,10 @@ def test_an_option_is_the_request_that_it_says(
 ) -> None:
     options, fields = case
     target = tmp_path / "out.png"
-    outcome = invoke(PROMPT, "--model", str(map_folder), "-o", str(target), *OPTIONS, *options(files))
+    outcome = invoke(
+        *(PROMPT, "--model", str(map_folder), "-o", str(target)),
+        *("--backend", map_engine.backend.name, *OPTIONS, *options(files)),
+    )
     assert outcome.exit_code == 0, outcome.output
     asked = bridle.Request(PROMPT, **COMMON, **fields(files))
     result = map_engine.sample(asked)

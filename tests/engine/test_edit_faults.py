@@ -12,7 +12,6 @@ import torch
 from control_cases import CONTROLS, SOURCE, STEPS, asked, distance
 
 import bridle
-from bridle.backends.reference import ReferenceBackend
 from bridle.request_checks import Prepared
 from bridle.rows import Rows
 from bridle.text_rows import TextRows
@@ -27,18 +26,17 @@ NEIGHBOURS = [
 ]
 
 
-class RowCounter(ReferenceBackend):
-    """Counts the rows of every evaluation."""
-
-    def evaluate(self, rows: Rows) -> torch.Tensor:
-        self.seen.append(rows.sample.shape[0])
-        return super().evaluate(rows)
-
-
 def counted(engine: bridle.Engine) -> tuple[bridle.Engine, list[int]]:
+    """The same engine, and the number of rows of each of its evaluations."""
+    seen: list[int] = []
+
+    class RowCounter(type(engine.backend)):
+        def evaluate(self, rows: Rows) -> torch.Tensor:
+            seen.append(rows.sample.shape[0])
+            return super().evaluate(rows)
+
     backend = RowCounter(engine.backend.model, engine.backend.device, engine.backend.dtype)
-    backend.seen = []
-    return bridle.Engine(backend, engine.path), backend.seen
+    return bridle.Engine(backend, engine.path), seen
 
 
 def outcomes(engine: bridle.Engine, callback: Callable[[bridle.StepSnapshot], None] | None = None) -> list:

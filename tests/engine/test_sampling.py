@@ -12,7 +12,6 @@ from runs import half_mask, latents, picture, rel_l2, request, with_dtype
 from watched_ops import CountingOps, NamingOps
 
 import bridle
-from bridle.backends.reference import ReferenceBackend
 from bridle.weights import load_controlnet
 
 CONTROLS = {
@@ -93,8 +92,7 @@ def test_static_work_is_done_once(folder: Path) -> None:
     controls = [CONTROLS["controlnet"](), CONTROLS["adapter"]()]
 
     def calls(steps: int) -> Counter[str]:
-        engine = bridle.load(folder)
-        assert isinstance(engine.backend, ReferenceBackend)
+        engine = bridle.load(folder, backend="reference")
         counting = CountingOps()
         engine.backend.ops = counting
         latents(engine, num_inference_steps=steps, controls=controls)
@@ -119,7 +117,7 @@ def test_static_work_is_done_once(folder: Path) -> None:
 @pytest.mark.parametrize("fixture", ["folder", "xl_folder"])
 def test_every_weight_is_used_once_a_step_or_once_a_request(fixture: str, request: pytest.FixtureRequest) -> None:
     """Text K and V, time and size embeddings, hints and adapters before the first step; all else once for all rows."""
-    engine = bridle.load(request.getfixturevalue(fixture))
+    engine = bridle.load(request.getfixturevalue(fixture), backend="reference")
     controls = [CONTROLS["controlnet"](), CONTROLS["adapter"]()]
     parts = {
         "unet": engine.backend.model.unet,

@@ -25,6 +25,14 @@ struct ConvGeometry {
   int64_t upsample;
 };
 
+// shape: [R, h, w, C] of a source. kernel: height, width. padding: left, right, top, bottom. Throws
+// std::invalid_argument for what makes no sense.
+ConvGeometry conv_geometry(const std::vector<int64_t>& shape, const std::vector<int64_t>& kernel, int64_t stride,
+                           const std::vector<int64_t>& padding, int64_t upsample);
+
+// Throws std::invalid_argument unless the weights have a span for each tap and source.
+void check_spans(const PackedWeights& weights, const std::vector<ConvSource>& sources, const ConvGeometry& geometry);
+
 // A row for each output pixel, a span for each tap and source, taps outermost.
 class ConvRows final : public LeftOperand {
  public:

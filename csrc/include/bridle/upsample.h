@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "bridle/strided.h"
 #include "bridle/thread_pool.h"
 
 namespace bridle {
@@ -14,6 +15,9 @@ struct Upsample {
   int64_t rows = 0, height = 0, width = 0, out_height = 0, out_width = 0;
   int64_t pixel_bytes = 0;
 };
+
+// x: [R, h, w, C]. out: [R, h', w', C]. Throws std::invalid_argument for what does not fit.
+Upsample upsample_of(const Strided& x, const Strided& out);
 
 // Output y reads y * (height / out_height) in float32, rounded down, as PyTorch's "nearest" does.
 void upsample(const Upsample& arguments, ThreadPool& pool);

@@ -1,14 +1,35 @@
 // Ops as nodes of a plan: the same checks as when they are called at once, and pointers that every frame resolves.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "bindings/plan_tensor.h"
 #include "bridle/gemm.h"
+#include "bridle/plan.h"
+#include "bridle/strided.h"
 
-namespace bridle::python {
+namespace bridle {
+
+// A tensor of a plan: where it will lie in every frame. layout.data is absent. offset: bytes from the buffer's first.
+struct PlanTensor {
+  int32_t buffer;
+  int64_t offset;
+  Strided layout;
+
+  void* at(const Frame& frame) const { return frame.at(buffer) + offset; }
+  Strided in(const Frame& frame) const {
+    Strided found = layout;
+    found.data = at(frame);
+    return found;
+  }
+};
+
+using OptionalTensor = std::optional<PlanTensor>;
+
+inline void* at(const OptionalTensor& tensor, const Frame& frame) { return tensor ? tensor->at(frame) : nullptr; }
 
 using Weights = std::shared_ptr<PackedWeights>;
 
@@ -43,4 +64,4 @@ void record_add(Plan& plan, const PlanTensor& x, const PlanTensor& values);
 
 void record_upsample(Plan& plan, const PlanTensor& x, const PlanTensor& out);
 
-}  // namespace bridle::python
+}  // namespace bridle

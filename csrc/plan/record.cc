@@ -1,14 +1,15 @@
-#include "bindings/record.h"
+#include "bridle/record.h"
 
 #include <numeric>
 #include <stdexcept>
 #include <utility>
 
-#include "bindings/arguments.h"
-#include "bindings/convolution.h"
+#include "bridle/checks.h"
+#include "bridle/conv2d.h"
 #include "bridle/norm.h"
+#include "bridle/upsample.h"
 
-namespace bridle::python {
+namespace bridle {
 namespace {
 
 using Buffers = std::vector<int32_t>;
@@ -270,4 +271,4 @@ void record_upsample(Plan& plan, const PlanTensor& x, const PlanTensor& out) {
   });
 }
 
-}  // namespace bridle::python
+}  // namespace bridle

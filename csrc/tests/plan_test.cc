@@ -1,0 +1,215 @@
+// A small network as a plan: same bits whatever the threads, frames side by side, and no memory allocated in a replay.
+#include "bridle/plan.h"
+
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "bridle/record.h"
+#include "tests/expect.h"
+
+namespace {
+std::atomic<int64_t> allocations{0};
+
+void* counted(size_t bytes, size_t alignment) {
+  ++allocations;
+  void* const data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (data == nullptr) throw std::bad_alloc();
+  return data;
+}
+}  // namespace
+
+void* operator new(size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new[](size_t bytes) { return counted(bytes, alignof(std::max_align_t)); }
+void* operator new(size_t bytes, std::align_val_t alignment) { return counted(bytes, static_cast<size_t>(alignment)); }
+void* operator new[](size_t bytes, std::align_val_t alignment) {
+  return counted(bytes, static_cast<size_t>(alignment));
+}
+void operator delete(void* data) noexcept { std::free(data); }
+void operator delete[](void* data) noexcept { std::free(data); }
+void operator delete(void* data, size_t) noexcept { std::free(data); }
+void operator delete[](void* data, size_t) noexcept { std::free(data); }
+void operator delete(void* data, std::align_val_t) noexcept { std::free(data); }
+void operator delete[](void* data, std::align_val_t) noexcept { std::free(data); }
+void operator delete(void* data, size_t, std::align_val_t) noexcept { std::free(data); }
+void operator delete[](void* data, size_t, std::align_val_t) noexcept { std::free(data); }
+
+namespace bridle {
+namespace {
+
+constexpr int64_t kRows = 2, kSide = 10, kPixels = kSide * kSide, kHeads = 2, kDim = 16, kChannels = kHeads * kDim;
+constexpr int64_t kKeys = 7;
+
+std::vector<float> pattern(int64_t count, int seed) {
+  std::vector<float> values(count);
+  for (int64_t i = 0; i < count; ++i) values[i] = static_cast<float>((i * 37 + seed * 101) % 53 - 26) / 64.0f;
+  return values;
+}
+
+// A convolution, a norm, Q, K and V, self-attention, cross-attention, a residual and a projection.
+struct Network {
+  std::shared_ptr<Plan> plan = std::make_shared<Plan>();
+  std::vector<float> scale = std::vector<float>(kChannels, 1.0f), bias = pattern(kChannels, 5);
+  std::vector<float> keys = pattern(kRows * kKeys * kChannels, 6), residual = pattern(kRows * kPixels * kChannels, 7);
+  int32_t input, output, attention, point;
+
+  Network() {
+    const auto image = [](int32_t buffer, std::vector<int64_t> shape, int64_t offset = 0) {
+      Strided layout;
+      layout.shape = shape;
+      layout.strides.assign(shape.size(), 1);
+      for (int64_t i = static_cast<int64_t>(shape.size()) - 2; i >= 0; --i) {
+        layout.strides[i] = layout.strides[i + 1] * shape[i + 1];
+      }
+      return PlanTensor{buffer, offset * 4, layout};
+    };
+    const auto buffer = [&](int64_t channels) { return plan->add_buffer(kRows * kPixels * channels * 4); };
+    const auto matrix = [&](int32_t b, int64_t channels) { return image(b, {kRows * kPixels, channels}); };
+    const auto weights = [](int64_t n, std::vector<int64_t> widths, int seed) {
+      const int64_t k = std::accumulate(widths.begin(), widths.end(), int64_t{0});
+      return std::make_shared<PackedWeights>(pattern(n * k, seed).data(), n, widths, Dtype::kFloat32, active_isa());
+    };
+    const std::vector<int64_t> pixels = {kRows, kSide, kSide, 4}, flat = {kRows, kPixels, kChannels};
+    input = plan->add_input(kRows * kPixels * 4 * 4);
+    const int32_t b = plan->add_constant(bias.data()), s = plan->add_constant(scale.data());
+    const int32_t made = buffer(kChannels), normed = buffer(kChannels), qkv = buffer(3 * kChannels),
+                  own = buffer(kChannels), cross = buffer(kChannels);
+    output = buffer(kChannels);
+    record_conv2d(*plan, weights(kChannels, std::vector<int64_t>(9, 4), 1), {image(input, pixels)},
+                  matrix(made, kChannels), {3, 3}, 1, {1, 1, 1, 1}, 1, image(b, {kChannels}), {}, {}, "silu");
+    record_group_norm(*plan, {image(made, flat)}, image(normed, flat), image(s, {kChannels}), image(b, {kChannels}), 4,
+                      1e-5, "");
+    record_linear(*plan, weights(3 * kChannels, {kChannels}, 2), matrix(normed, kChannels), matrix(qkv, 3 * kChannels),
+                  {}, {}, "");
+    const auto head = [&](int64_t part) {
+      PlanTensor tensor = image(qkv, {kRows, kPixels, kHeads, kDim}, part * kChannels);
+      tensor.layout.strides = {kPixels * 3 * kChannels, 3 * kChannels, kDim, 1};
+      return tensor;
+    };
+    record_own_attention(*plan, head(0), head(1), head(2), image(own, flat), 0.25f, false, false, plan->add_row_port());
+    attention =
+        record_bound_attention(*plan, image(own, {kRows, kPixels, kHeads, kDim}), image(cross, flat), 0.25f, false);
+    point = record_residual_add(*plan, image(cross, flat));
+    record_linear(*plan, weights(kChannels, {kChannels}, 3), matrix(cross, kChannels), matrix(output, kChannels), {},
+                  matrix(made, kChannels), "");
+    plan->keep(output);
+    plan->finish();
+  }
+
+  void bind(Frame& frame) {
+    AttentionSegment segment;
+    Strided k;
+    k.data = keys.data();
+    k.shape = {kRows, kKeys, kHeads, kDim};
+    k.strides = {kKeys * kChannels, kChannels, kDim, 1};
+    segment.pieces.push_back({k, k, {kKeys, kKeys - 2}});
+    segment.q_rows = segment.k_rows = segment.v_rows = {0, 1};
+    frame.bind_segments(attention, {segment});
+    ResidualTerm term{residual.data(), kPixels * kChannels, kChannels, {1}, {0.5f}, nullptr, 0};
+    frame.bind_residuals(point, {term});
+    const std::vector<float> sample = pattern(kRows * kPixels * 4, 8);
+    std::memcpy(frame.at(input), sample.data(), sample.size() * 4);
+  }
+
+  std::vector<std::byte> result(const Frame& frame) const {
+    const std::byte* const data = frame.at(output);
+    return {data, data + kRows * kPixels * kChannels * 4};
+  }
+};
+
+void replays_are_equal_and_allocate_nothing() {
+  Network network;
+  std::vector<std::byte> first;
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);
+    Frame frame(network.plan);
+    network.bind(frame);
+    frame.run(pool);
+    const std::vector<std::byte> found = network.result(frame);
+    if (first.empty()) first = found;
+    EXPECT(found == first);
+    for (int turn = 0; turn < 20; ++turn) {
+      std::memset(frame.at(network.output), 0xff, 64);
+      const int64_t before = allocations;
+      frame.run(pool);
+      EXPECT(allocations == before);
+      EXPECT(network.result(frame) == first);
+    }
+  }
+  // The count can tell: binding anew does allocate.
+  Frame frame(network.plan);
+  const int64_t before = allocations;
+  network.bind(frame);
+  EXPECT(allocations > before);
+}
+
+void frames_run_side_by_side() {
+  Network network;
+  ThreadPool pool(2);
+  Frame alone(network.plan);
+  network.bind(alone);
+  alone.run(pool);
+  const std::vector<std::byte> wanted = network.result(alone);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&] {
+      Frame frame(network.plan);
+      network.bind(frame);
+      for (int turn = 0; turn < 20; ++turn) {
+        frame.run(pool);
+        EXPECT(network.result(frame) == wanted);
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+void buffers_share_memory() {
+  Network network;
+  EXPECT(network.plan->arena_bytes() < network.plan->total_bytes());
+  Plan plan;
+  const int32_t a = plan.add_buffer(100), b = plan.add_buffer(100), c = plan.add_buffer(100);
+  const auto nothing = [](Frame&) -> Plan::Step { return [](ThreadPool&) {}; };
+  plan.add("first", {}, {a}, nothing);
+  plan.add("second", {a}, {b}, nothing);
+  plan.add("third", {b}, {c}, nothing);
+  plan.finish();
+  EXPECT(plan.arena_bytes() == 256);
+}
+
+void mistakes_are_named() {
+  const auto thrown = [](auto body) {
+    try {
+      body();
+    } catch (const std::exception&) {
+      return true;
+    }
+    return false;
+  };
+  Network network;
+  Frame frame(network.plan);
+  ThreadPool pool(1);
+  EXPECT(thrown([&] { frame.run(pool); }));  // no segments
+  EXPECT(thrown([&] { frame.bind_residuals(9, {}); }));
+  EXPECT(thrown([&] { frame.bind_rows(0, {0}); }));
+  Plan plan;
+  const int32_t a = plan.add_buffer(64);
+  EXPECT(thrown([&] { plan.add("op", {a}, {}, nullptr); }));  // never written
+  EXPECT(thrown([&] { plan.add("op", {}, {7}, nullptr); }));
+  EXPECT(thrown([&] { Frame early(std::make_shared<Plan>()); }));
+}
+
+}  // namespace
+}  // namespace bridle
+
+int main() {
+  bridle::replays_are_equal_and_allocate_nothing();
+  bridle::frames_run_side_by_side();
+  bridle::buffers_share_memory();
+  bridle::mistakes_are_named();
+}

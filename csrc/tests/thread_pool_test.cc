@@ -1,0 +1,69 @@
+// Every task once, whoever calls; exceptions arrive; callers do not wait for each other.
+#include "bridle/thread_pool.h"
+
+#include <atomic>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "tests/expect.h"
+
+namespace bridle {
+namespace {
+
+void every_task_runs_once() {
+  for (const int threads : {1, 2, 3, 5}) {
+    ThreadPool pool(threads);
+    for (int64_t count = 0; count < 40; ++count) {
+      std::vector<int> calls(count, 0);
+      pool.run(count, [&](int64_t task) { ++calls[task]; });
+      for (const int c : calls) EXPECT(c == 1);
+    }
+  }
+}
+
+void callers_share_a_pool() {
+  ThreadPool pool(3);
+  std::atomic<int64_t> total{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&] {
+      for (int turn = 0; turn < 200; ++turn) {
+        std::vector<int64_t> squares(17);
+        pool.run(17, [&](int64_t task) { squares[task] = task * task; });
+        int64_t sum = 0;
+        for (const int64_t square : squares) sum += square;
+        total += sum;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT(total == 4 * 200 * 1496);
+}
+
+void exceptions_arrive() {
+  ThreadPool pool(3);
+  for (int turn = 0; turn < 50; ++turn) {
+    bool thrown = false;
+    try {
+      pool.run(9, [](int64_t task) {
+        if (task == 7) throw std::runtime_error("seven");
+      });
+    } catch (const std::runtime_error&) {
+      thrown = true;
+    }
+    EXPECT(thrown);
+    std::atomic<int> done{0};
+    pool.run(9, [&](int64_t) { ++done; });
+    EXPECT(done == 9);
+  }
+}
+
+}  // namespace
+}  // namespace bridle
+
+int main() {
+  bridle::every_task_runs_once();
+  bridle::callers_share_a_pool();
+  bridle::exceptions_arrive();
+}
