@@ -1,4 +1,4 @@
-"""What maps and regions cost on the reference backend: alternating runs in one process, medians, ratios.
+"""What maps and regions cost on each backend of the CPU: alternating runs in one process, medians, ratios.
 
     python benchmarks/maps_and_regions.py --out benchmarks/results/maps_and_regions.json
 
@@ -24,6 +24,7 @@ from bridle.new_model import write_new_model
 
 PROMPT = "a red circle left of a blue star"
 REGIONS = (1, 2, 4)
+BACKENDS = ("reference", "cpu")
 
 
 def measure(engine: bridle.Engine, requests: Mapping[str, bridle.Request], repeats: int) -> dict[str, float]:
@@ -38,21 +39,21 @@ def measure(engine: bridle.Engine, requests: Mapping[str, bridle.Request], repea
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def captures(model: str | None, repeats: int) -> dict[str, float]:
+def captures(backend: str, model: str | None, repeats: int) -> dict[str, float]:
     """A pocket model, with and without heat maps of two words."""
     fields: dict[str, Any] = {"num_inference_steps": 20, "output_type": "latent"}
     requests = {
         "plain": bridle.Request(PROMPT, **fields),
         "CaptureMaps": bridle.Request(PROMPT, attention=[bridle.CaptureMaps(["circle", "star"])], **fields),
     }
-    return measure(bridle.load(model, backend="reference"), requests, repeats)
+    return measure(bridle.load(model, backend=backend), requests, repeats)
 
 
-def regions(repeats: int) -> dict[str, float]:
+def regions(backend: str, repeats: int) -> dict[str, float]:
     """SD1.5 with 0, 1, 2 and 4 regions side by side."""
     with tempfile.TemporaryDirectory() as place:
         write_new_model("sd15", f"{place}/sd15", progress=True)
-        engine = bridle.load(f"{place}/sd15", backend="reference")
+        engine = bridle.load(f"{place}/sd15", backend=backend)
         fields: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
         requests = {"plain": bridle.Request(PROMPT, **fields)}
         for count in REGIONS:
@@ -86,11 +87,18 @@ def main() -> None:
     report = {
         "date": datetime.now(UTC).date().isoformat(),
         "git": commit.stdout.strip(),
-        "backend": "reference",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "capture": summary("pocket model, 20 steps, 2 words", captures(arguments.model, arguments.repeats)),
-        "regions": summary("SD1.5, 512x512, two rows, extra time for each region", regions(arguments.repeats)),
+        "capture": {
+            backend: summary("pocket model, 20 steps, 2 words", captures(backend, arguments.model, arguments.repeats))
+            for backend in BACKENDS
+        },
+        "regions": {
+            backend: summary(
+                "SD1.5, 512x512, two rows, extra time for each region", regions(backend, arguments.repeats)
+            )
+            for backend in BACKENDS
+        },
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")

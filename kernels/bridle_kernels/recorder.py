@@ -84,6 +84,10 @@ class Recorder:
         self._program.keeps.append(tensor)
         return tensor
 
+    def keep(self, owner: object) -> None:
+        """Lets something live as long as the program."""
+        self._program.keeps.append(owner)
+
     def finish(self, outputs: Sequence[Tensor]) -> Program:
         """The program; its outputs can be read after every run."""
         for tensor in outputs:
@@ -196,6 +200,13 @@ class ProgramFrame:
             self.inputs = {name: slot.view(self._frame) for name, slot in program.inputs.items()}
             self.outputs = tuple(slot.view(self._frame) for slot in program.outputs)
         self._bound: dict[str, object] = {}
+        self._context: tuple[object, ...] = ()
+
+    def takes_context(self, context: Sequence[object]) -> bool:
+        """Whether the attentions have to be bound anew: these are not the very objects that were asked about last."""
+        known = self._context
+        self._context = tuple(context)
+        return len(known) != len(context) or any(a is not b for a, b in zip(known, context, strict=True))
 
     def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:
         """What an attention attends to from now on."""

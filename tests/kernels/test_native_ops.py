@@ -1,6 +1,7 @@
 """The networks' vocabulary over the C++ core: every method against the reference, and what falls back to it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,6 +17,16 @@ from bridle_kernels.packed_weights import PackedWeights
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 Call = Callable[[Ops, Callable[..., Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """See `residual_add`."""
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
 
 
 def native_ops(threads: int) -> NativeOps:
@@ -41,6 +52,18 @@ CALLS: dict[str, Call] = {
     "linear, gelu": lambda ops, r: ops.linear(r(2, 9, 12), r(10, 12), r(10), activation="gelu"),
     "linear of an image's tokens": lambda ops, r: ops.linear(ops.tokens(r(2, 12, 4, 5)), r(10, 12, 1, 1), r(10)),
     "linear, broadcast residual": lambda ops, r: ops.linear(r(5, 12), r(10, 12), residual=r(1, 10)),
+    "linear, quick_gelu": lambda ops, r: ops.linear(40 * r(2, 9, 12), r(10, 12), activation="quick_gelu"),
+    "residual_add, several": lambda ops, r: ops.residual_add(
+        r(3, 12, 5, 4),
+        [
+            Residual(r(2, 12, 5, 4), r(2).float(), (2, 0), r(2, 1, 5, 4).float()),
+            Residual(r(1, 12, 1, 1), r(1).float()),
+            Residual(r(3, 12, 1, 1), r(3).float(), None, r(1, 1, 5, 4).float()),
+        ],
+    ),
+    "upsample": lambda ops, r: ops.upsample(r(2, 12, 5, 4), (10, 8)),
+    "upsample, odd": lambda ops, r: ops.upsample(r(2, 12, 7, 3), (13, 5)),
+    "image of tokens": lambda ops, r: ops.image(r(2, 20, 12), (5, 4), residual=r(2, 12, 5, 4)),
     "geglu": lambda ops, r: ops.geglu(r(2, 9, 12), r(20, 12), r(20)),
     "group_norm": lambda ops, r: ops.group_norm(r(2, 12, 5, 4), r(12), r(12), 4, 1e-5, activation="silu"),
     "group_norm, a pair, affine": lambda ops, r: ops.group_norm(

@@ -25,7 +25,7 @@ PROGRAMS = 8
 
 
 class CpuBackend(ReferenceBackend):
-    """Serves every primitive of the reference, on CPU tensors of float32 and bfloat16.
+    """Serves every primitive of the reference, on CPU tensors of float32 and bfloat16. Thread-safe.
 
     The U-Net, ControlNets and the autoencoder's decoder are recorded for every size and number of rows; strengths,
     prompts, maps, residuals and time steps are data. Everything else runs op by op.

@@ -37,8 +37,12 @@ def record_unet(
 
 
 def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype, sample: Shape) -> Program:
-    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale or mean."""
+    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale or mean.
+
+    The program keeps the branch's weights.
+    """
     recorder, config = Recorder(), branch.config
+    recorder.keep(branch.weights)
     shadow = replace(
         branch,
         time=recorder.input("time", (sample[0], time_width(config)), torch.float32),
@@ -67,7 +71,9 @@ def residual_points(config: EncoderConfig) -> tuple[str, ...]:
 
 
 def bind_context(frame: ProgramFrame, config: EncoderConfig, context: Sequence[ContextSegment]) -> None:
-    """The segments of every cross-attention of a U-Net or ControlNet."""
+    """The segments of every cross-attention of a U-Net or ControlNet, unless they are those of the last evaluation."""
+    if not frame.takes_context(context):
+        return
     for site in range(len(attention_sites(config))):
         frame.bind_segments(_site(site), context_segments(context, site))
 
