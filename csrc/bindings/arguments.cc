@@ -15,4 +15,18 @@ void* required(const char* name, const Borrowed& tensor, Dtype dtype, const std:
   return compact(name, tensor, dtype, shape);
 }
 
+const Strided* optional(const Borrowed& tensor) { return tensor.owner ? &tensor.tensor : nullptr; }
+
+const Strided& present(const char* name, const Borrowed& tensor) {
+  if (!tensor.owner) throw std::invalid_argument(std::string(name) + " is None");
+  return tensor.tensor;
+}
+
+BorrowedList::BorrowedList(const char* name, const std::vector<pybind11::object>& objects) {
+  for (const pybind11::object& object : objects) {
+    owners.push_back(borrow(name, object));
+    tensors.push_back(present(name, owners.back()));
+  }
+}
+
 }  // namespace bridle::python

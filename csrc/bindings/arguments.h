@@ -15,4 +15,18 @@ void* compact(const char* name, const Borrowed& tensor, Dtype dtype, const std::
 // The same where None is refused too.
 void* required(const char* name, const Borrowed& tensor, Dtype dtype, const std::vector<int64_t>& shape);
 
+// Several tensors, none of them None.
+struct BorrowedList {
+  std::vector<Borrowed> owners;
+  std::vector<Strided> tensors;
+
+  BorrowedList(const char* name, const std::vector<pybind11::object>& objects);
+};
+
+// A tensor, or nullptr for None.
+const Strided* optional(const Borrowed& tensor);
+
+// A tensor. Throws std::invalid_argument for None.
+const Strided& present(const char* name, const Borrowed& tensor);
+
 }  // namespace bridle::python

@@ -17,10 +17,7 @@ namespace py = pybind11;
 // x: [R, positions, C], is added to.
 void run_residual_add(ThreadPool& pool, const py::object& x, const py::list& terms) {
   const Borrowed target = borrow("x", x);
-  const Strided& t = target.tensor;
-  if (t.shape.size() != 3) throw std::invalid_argument("x is " + text(t.shape) + ", wants [R, positions, C]");
-  check_compact("x", t, t.dtype, t.shape);
-  const ResidualImage image{t.data, t.shape[0], t.shape[1], t.shape[2], t.dtype};
+  const ResidualImage image = residual_image(target.tensor);
   const std::vector<ResidualTerm> found = residual_terms(terms, image);
   py::gil_scoped_release release;
   residual_add(image, found, pool);

@@ -41,8 +41,7 @@ void bind_segments(Frame& frame, int32_t port, const py::list& segments, const P
 }
 
 void bind_residuals(Frame& frame, int32_t port, const py::list& terms, const PlanTensor& x) {
-  const std::vector<int64_t>& shape = x.layout.shape;
-  frame.bind_residuals(port, residual_terms(terms, {nullptr, shape[0], shape[1], shape[2], x.layout.dtype}));
+  frame.bind_residuals(port, residual_terms(terms, residual_image(x.layout)));
 }
 
 void bind_frame(py::module_& module) {

@@ -5,8 +5,7 @@
 #include <utility>
 
 #include "bridle/checks.h"
-#include "bridle/conv2d.h"
-#include "bridle/norm.h"
+#include "bridle/op_arguments.h"
 #include "bridle/upsample.h"
 
 namespace bridle {
@@ -16,39 +15,24 @@ using Buffers = std::vector<int32_t>;
 
 int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
-void check(const char* name, const OptionalTensor& tensor, Dtype dtype, const std::vector<int64_t>& shape) {
-  if (tensor) check_compact(name, tensor->layout, dtype, shape);
-}
-
 void add_to(Buffers& buffers, const OptionalTensor& tensor) {
   if (tensor) buffers.push_back(tensor->buffer);
 }
 
-// What linear and conv2d take beyond their left operand.
+const Strided* layout(const OptionalTensor& tensor) { return tensor ? &tensor->layout : nullptr; }
+
+std::vector<Strided> layouts(const std::vector<PlanTensor>& tensors) {
+  std::vector<Strided> found;
+  for (const PlanTensor& tensor : tensors) found.push_back(tensor.layout);
+  return found;
+}
+
+// What a product reads and writes beyond its left operand.
 struct Epilogue {
   OptionalTensor bias, shift, residual;
   PlanTensor out;
-  GemmArguments arguments;
 
-  // Rows of `shift` may lie apart: they are columns of a table.
-  Epilogue(const PackedWeights& weights, int64_t images, int64_t positions, OptionalTensor b, OptionalTensor s,
-           OptionalTensor r, PlanTensor o, const std::string& activation)
-      : bias(std::move(b)), shift(std::move(s)), residual(std::move(r)), out(std::move(o)) {
-    const int64_t m = images * positions;
-    check("bias", bias, Dtype::kFloat32, {weights.biases()});
-    check("residual", residual, weights.dtype(), {m, weights.n()});
-    check_compact("out", out.layout, weights.dtype(), {m, weights.n()});
-    if (shift && (shift->layout.dtype != Dtype::kFloat32 || shift->layout.strides[1] != 1 ||
-                  shift->layout.shape != std::vector<int64_t>{images, weights.n()})) {
-      throw std::invalid_argument("shift is " + text(shift->layout.shape) + ", wants float32 of " +
-                                  text({images, weights.n()}) + " with consecutive channels");
-    }
-    arguments.m = m;
-    arguments.positions = positions;
-    arguments.shift_stride = shift ? shift->layout.strides[0] : 0;
-    arguments.residual_stride = arguments.out_stride = weights.n();
-    arguments.activation = activation_named(activation);
-  }
+  ProductTensors tensors() const { return {layout(bias), layout(shift), layout(residual), &out.layout}; }
 
   Buffers reads() const {
     Buffers found;
@@ -56,8 +40,7 @@ struct Epilogue {
     return found;
   }
 
-  GemmArguments in(const Frame& frame) const {
-    GemmArguments a = arguments;
+  GemmArguments in(const Frame& frame, GemmArguments a) const {
     a.bias = static_cast<const float*>(at(bias, frame));
     a.shift = static_cast<const float*>(at(shift, frame));
     a.residual = at(residual, frame);
@@ -104,14 +87,13 @@ AttentionSegment own_segment(int64_t rows, int64_t keys) {
 
 void record_linear(Plan& plan, const Weights& weights, const PlanTensor& x, const PlanTensor& out,
                    const OptionalTensor& bias, const OptionalTensor& residual, const std::string& activation) {
-  if (x.layout.shape.size() != 2 || weights->widths().size() != 1) throw std::invalid_argument("x wants [m, K]");
-  const int64_t m = x.layout.shape[0], k = weights->widths()[0];
-  check_compact("x", x.layout, weights->dtype(), {m, k});
-  const Epilogue epilogue(*weights, 1, m, bias, {}, residual, out, activation);
+  const int64_t m = linear_rows(*weights, x.layout), row_bytes = weights->widths()[0] * bytes_of(weights->dtype());
+  const Epilogue epilogue{bias, {}, residual, out};
+  const GemmArguments arguments = product_arguments(*weights, 1, m, epilogue.tensors(), activation);
   Buffers reads = epilogue.reads();
   reads.push_back(x.buffer);
   plan.add("linear", reads, {out.buffer}, [=](Frame& frame) {
-    return product(weights, epilogue.in(frame), MatrixRows(x.at(frame), k * bytes_of(weights->dtype())));
+    return product(weights, epilogue.in(frame, arguments), MatrixRows(x.at(frame), row_bytes));
   });
 }
 
@@ -119,50 +101,29 @@ void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTen
                    const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
                    int64_t upsample, const OptionalTensor& bias, const OptionalTensor& shift,
                    const OptionalTensor& residual, const std::string& activation) {
-  if (sources.empty()) throw std::invalid_argument("sources is empty");
-  std::vector<ConvSource> inputs;
-  for (const PlanTensor& source : sources) {
-    if (source.layout.shape.size() != 4) throw std::invalid_argument("source wants [R, h, w, C]");
-    std::vector<int64_t> wanted = sources.front().layout.shape;
-    wanted[3] = source.layout.shape[3];
-    check_compact("source", source.layout, weights->dtype(), wanted);
-    inputs.push_back({nullptr, wanted[3]});
-  }
+  const std::vector<ConvSource> inputs = conv_sources(*weights, layouts(sources));
   const ConvGeometry g = conv_geometry(sources.front().layout.shape, kernel, stride, padding, upsample);
   check_spans(*weights, inputs, g);
-  const Epilogue epilogue(*weights, g.rows, g.out_height * g.out_width, bias, shift, residual, out, activation);
+  const Epilogue epilogue{bias, shift, residual, out};
+  const GemmArguments arguments =
+      product_arguments(*weights, g.rows, g.out_height * g.out_width, epilogue.tensors(), activation);
   Buffers reads = epilogue.reads();
   for (const PlanTensor& source : sources) reads.push_back(source.buffer);
   plan.add("conv2d", reads, {out.buffer}, [=](Frame& frame) {
     std::vector<ConvSource> found = inputs;
     for (size_t i = 0; i < found.size(); ++i) found[i].data = sources[i].at(frame);
-    return product(weights, epilogue.in(frame), ConvRows(found, g, weights->zeros(), bytes_of(weights->dtype())));
+    return product(weights, epilogue.in(frame, arguments),
+                   ConvRows(found, g, weights->zeros(), bytes_of(weights->dtype())));
   });
 }
 
 void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const PlanTensor& out,
                        const PlanTensor& weight, const PlanTensor& bias, int64_t groups, double eps,
                        const std::string& activation) {
-  if (sources.empty() || sources.size() > 2) throw std::invalid_argument("sources wants one or two tensors");
-  GroupNorm a;
-  a.dtype = sources[0].layout.dtype;
+  const GroupNorm a =
+      group_norm_arguments(layouts(sources), out.layout, weight.layout, bias.layout, groups, eps, activation);
   Buffers reads = {weight.buffer, bias.buffer};
-  for (size_t i = 0; i < sources.size(); ++i) {
-    const std::vector<int64_t>& shape = sources[i].layout.shape;
-    if (shape.size() != 3) throw std::invalid_argument("source is " + text(shape) + ", wants [R, positions, C]");
-    a.rows = sources[0].layout.shape[0];
-    a.positions = sources[0].layout.shape[1];
-    a.channels[i] = shape[2];
-    check_compact("source", sources[i].layout, a.dtype, {a.rows, a.positions, shape[2]});
-    reads.push_back(sources[i].buffer);
-  }
-  const int64_t channels = a.channels[0] + a.channels[1];
-  check_compact("weight", weight.layout, Dtype::kFloat32, {channels});
-  check_compact("bias", bias.layout, Dtype::kFloat32, {channels});
-  check_compact("out", out.layout, a.dtype, {a.rows, a.positions, channels});
-  a.groups = groups;
-  a.eps = eps;
-  a.activation = activation_named(activation);
+  for (const PlanTensor& source : sources) reads.push_back(source.buffer);
   const int32_t workspace = plan.add_buffer(group_norm_workspace(a));
   const Isa isa = active_isa();
   plan.add("group_norm", reads, {out.buffer, workspace}, [=](Frame& frame) -> Plan::Step {
@@ -177,16 +138,7 @@ void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const
 
 void record_layer_norm(Plan& plan, const PlanTensor& x, const PlanTensor& out, const PlanTensor& weight,
                        const PlanTensor& bias, double eps) {
-  LayerNorm a;
-  if (x.layout.shape.size() != 2) throw std::invalid_argument("x is " + text(x.layout.shape) + ", wants [m, C]");
-  a.dtype = x.layout.dtype;
-  a.m = x.layout.shape[0];
-  a.channels = x.layout.shape[1];
-  check_compact("x", x.layout, a.dtype, {a.m, a.channels});
-  check_compact("weight", weight.layout, Dtype::kFloat32, {a.channels});
-  check_compact("bias", bias.layout, Dtype::kFloat32, {a.channels});
-  check_compact("out", out.layout, a.dtype, {a.m, a.channels});
-  a.eps = eps;
+  const LayerNorm a = layer_norm_arguments(x.layout, out.layout, weight.layout, bias.layout, eps);
   const Isa isa = active_isa();
   plan.add("layer_norm", {x.buffer, weight.buffer, bias.buffer}, {out.buffer}, [=](Frame& frame) -> Plan::Step {
     LayerNorm n = a;
@@ -235,24 +187,20 @@ int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor
 }
 
 int32_t record_residual_add(Plan& plan, const PlanTensor& x) {
-  const std::vector<int64_t>& shape = x.layout.shape;
-  if (shape.size() != 3) throw std::invalid_argument("x is " + text(shape) + ", wants [R, positions, C]");
-  check_compact("x", x.layout, x.layout.dtype, shape);
+  residual_image(x.layout);
   const int32_t port = plan.add_residual_port();
   plan.add("residual_add", {x.buffer}, {x.buffer}, [=](Frame& frame) -> Plan::Step {
-    const ResidualImage image{x.at(frame), x.layout.shape[0], x.layout.shape[1], x.layout.shape[2], x.layout.dtype};
+    const ResidualImage image = residual_image(x.in(frame));
     return [image, port, &frame](ThreadPool& pool) { residual_add(image, frame.residuals(port), pool); };
   });
   return port;
 }
 
 void record_add(Plan& plan, const PlanTensor& x, const PlanTensor& values) {
-  const std::vector<int64_t>& shape = x.layout.shape;
-  if (shape.size() != 3) throw std::invalid_argument("x is " + text(shape) + ", wants [R, positions, C]");
-  check_compact("x", x.layout, x.layout.dtype, shape);
-  check_compact("values", values.layout, x.layout.dtype, shape);
+  residual_image(x.layout);
+  check_compact("values", values.layout, x.layout.dtype, x.layout.shape);
   plan.add("add", {x.buffer, values.buffer}, {x.buffer}, [=](Frame& frame) -> Plan::Step {
-    const ResidualImage image{x.at(frame), x.layout.shape[0], x.layout.shape[1], x.layout.shape[2], x.layout.dtype};
+    const ResidualImage image = residual_image(x.in(frame));
     ResidualTerm term{values.at(frame), image.positions * image.channels, image.channels, {}, {}, nullptr, 0};
     term.rows.resize(image.rows);
     std::iota(term.rows.begin(), term.rows.end(), 0);

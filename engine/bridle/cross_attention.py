@@ -68,7 +68,8 @@ class CrossAttention:
             )
             for site in range(self._sites)
         ]
-        return replace(_with_terms(self._text, terms), v_mix=self._own_mix(steps, mixes))
+        segment, mix = _with_terms(self._text, terms), self._own_mix(steps, mixes)
+        return segment if mix is None else replace(segment, v_mix=mix)
 
     def _text_weight(self, site: int) -> float | Tensor:
         maps = [None if plan.weights is None else plan.weights[site] for plan in self._plans]

@@ -43,7 +43,7 @@ class Executor(Protocol):
         ...
 
     def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
-        """See `Ops.residual_add`, of x [R, h, w, C]."""
+        """See `Ops.residual_add`, of x [R, h, w, C], which may be overwritten."""
         ...
 
     def add(self, x: Tensor, values: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class Ops(Protocol):
         ...
 
     def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
-        """x, plus scale * mask * values on the rows that each residual names."""
+        """x, plus scale * mask * values on the rows that each residual names. x is given up: it may be written over."""
         ...
 
     def time_embedding(

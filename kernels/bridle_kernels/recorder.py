@@ -190,7 +190,10 @@ class Recorder:
 
 
 class ProgramFrame:
-    """Memory for one evaluation of a program at a time. inputs, outputs: tensors in that memory."""
+    """Memory for one evaluation of a program at a time. inputs, outputs: tensors in that memory.
+
+    context: what the caller last bound the attentions from; it may bind once what stays the same.
+    """
 
     def __init__(self, program: Program) -> None:
         self._program = program
@@ -200,13 +203,7 @@ class ProgramFrame:
             self.inputs = {name: slot.view(self._frame) for name, slot in program.inputs.items()}
             self.outputs = tuple(slot.view(self._frame) for slot in program.outputs)
         self._bound: dict[str, object] = {}
-        self._context: tuple[object, ...] = ()
-
-    def takes_context(self, context: Sequence[object]) -> bool:
-        """Whether the attentions have to be bound anew: these are not the very objects that were asked about last."""
-        known = self._context
-        self._context = tuple(context)
-        return len(known) != len(context) or any(a is not b for a, b in zip(known, context, strict=True))
+        self.context: tuple[object, ...] = ()
 
     def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:
         """What an attention attends to from now on."""
@@ -217,14 +214,12 @@ class ProgramFrame:
 
     def bind_residuals(self, name: str, residuals: Sequence[ResidualTerm]) -> None:
         """What is added at a point from now on."""
-        if not residuals and name not in self._bound:
+        if not residuals and not self._bound.get(name):
             return
         port = self._program.residuals[name]
         found = [residual_term(residual, port.tensor) for residual in residuals]
         self._frame.bind_residuals(port.number, found, port.place)
         self._bound[name] = found
-        if not found:
-            del self._bound[name]
 
     def bind_rows(self, name: str, rows: Sequence[int]) -> None:
         """The rows whose maps the self-attentions of a level read from now on."""

@@ -1,5 +1,6 @@
 """`backend="cpu"`: every control gives what the reference backend gives, in any mixture of one batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,11 @@ from control_cases import CONTROLS, asked, distance
 from runs import latents, rel_l2, request
 
 import bridle
+from bridle.backends import programs
 from bridle.backends.cpu import CpuBackend
 from bridle.errors import UnsupportedError
+from bridle_kernels.attention import Segment
+from bridle_kernels.recorder import NotRecordableError, ProgramFrame
 
 CLOSE = 1e-4
 
@@ -57,3 +61,37 @@ def test_what_it_cannot_run_is_refused(folder: Path) -> None:
     assert "not on cuda" in str(CpuBackend.runs_on(torch.device("cuda"), torch.float32))
     names = {dtype: bridle.load(folder, dtype=dtype).backend.name for dtype in ("float16", "float32")}
     assert names == {"float16": "reference", "float32": "cpu" if CpuBackend.suits(torch.float32) else "reference"}
+
+
+def test_what_stays_the_same_is_bound_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text's keys and values are the same in every step; with a map edit whose strength moves they are not."""
+    bound: list[str] = []
+    bind = ProgramFrame.bind_segments
+
+    def counting(frame: ProgramFrame, name: str, segments: Sequence[Segment]) -> None:
+        bound.append(name)
+        bind(frame, name, segments)
+
+    monkeypatch.setattr(ProgramFrame, "bind_segments", counting)
+    engine = bridle.load(folder, backend="cpu")
+    latents(engine, num_inference_steps=4)
+    assert bound and len(bound) == len(set(bound))
+    bound.clear()
+    latents(engine, num_inference_steps=4, attention=[bridle.CaptureMaps("cat")], prompt="a cat")
+    assert len(bound) == 4 * len(set(bound))
+
+
+def test_a_network_that_cannot_be_recorded_runs_op_by_op(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = bridle.load(folder, backend="cpu")
+    wanted = latents(engine)
+
+    def refuse(*_: object) -> None:
+        raise NotRecordableError("nothing can be recorded")
+
+    monkeypatch.setattr(programs, "record_unet", refuse)
+    monkeypatch.setattr(programs, "record_decoder", refuse)
+    other = bridle.load(folder, backend="cpu")
+    assert torch.equal(latents(other), wanted)
+    plain, recorded = (e.sample(request()) for e in (other, engine))
+    assert isinstance(plain, bridle.Result) and isinstance(recorded, bridle.Result)
+    assert (plain.images == recorded.images).all()

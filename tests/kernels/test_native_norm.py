@@ -152,3 +152,9 @@ def test_what_does_not_fit_is_named() -> None:
         _core.layer_norm(pool, x[0], None, w, w, eps=1e-5)
     with pytest.raises(ValueError, match="x has no channels"):
         _core.layer_norm(pool, torch.zeros(3, 0), torch.zeros(3, 0), torch.zeros(0), torch.zeros(0), eps=1e-5)
+
+
+def test_activations_that_it_has_not_are_refused() -> None:
+    x = torch.zeros(1, 4, 8)
+    with pytest.raises(ValueError, match="group_norm: activation is 'relu', wants '' or silu"):
+        _core.group_norm(_core.ThreadPool(1), [x], x.clone(), x[0, 0], x[0, 0], groups=2, eps=1e-5, activation="relu")

@@ -28,6 +28,9 @@ struct ResidualImage {
   Dtype dtype = Dtype::kFloat32;
 };
 
+// x: [R, positions, C]. Throws std::invalid_argument for what is no such image.
+ResidualImage residual_image(const Strided& x);
+
 void residual_add(const ResidualImage& image, const std::vector<ResidualTerm>& terms, ThreadPool& pool);
 
 }  // namespace bridle

@@ -1,7 +1,9 @@
 #include "bridle/residual_add.h"
 
 #include <algorithm>
+#include <stdexcept>
 
+#include "bridle/checks.h"
 #include "ops/element.h"
 
 namespace bridle {
@@ -57,6 +59,12 @@ class Add {
 };
 
 }  // namespace
+
+ResidualImage residual_image(const Strided& x) {
+  if (x.shape.size() != 3) throw std::invalid_argument("x is " + text(x.shape) + ", wants [R, positions, C]");
+  check_compact("x", x, x.dtype, x.shape);
+  return {x.data, x.shape[0], x.shape[1], x.shape[2], x.dtype};
+}
 
 void residual_add(const ResidualImage& image, const std::vector<ResidualTerm>& terms, ThreadPool& pool) {
   const int64_t chunks = (image.positions + kPositions - 1) / kPositions;

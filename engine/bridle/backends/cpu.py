@@ -1,7 +1,6 @@
 """The CPU backend: the networks over the C++ core, the large ones recorded once and replayed without Python."""
 
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from bridle_kernels.executor import Immediate
 from bridle_kernels.native_ops import NativeOps
 from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.program_cache import ProgramCache
-from bridle_kernels.recorder import NotRecordableError, Program, ProgramFrame
+from bridle_kernels.recorder import NotRecordableError
 
 PROGRAMS = 8
 """Networks and sizes that are kept, each with the memory of its activations."""
@@ -67,7 +66,7 @@ class CpuBackend(ReferenceBackend):
         model, sample = self.model.unet, tuple(rows.sample.shape)
         extra = None if rows.extra_channels is None else tuple(rows.extra_channels.shape)
         frame = leases.enter_context(
-            self._frame(
+            self._programs.frame(
                 ("unet", sample, extra),
                 lambda: programs.record_unet(model, self._packed, self.dtype, sample, extra),
             )
@@ -91,7 +90,7 @@ class CpuBackend(ReferenceBackend):
         mine = controlnet.branch_sample(self.ops, branch, sample)
         shape = tuple(mine.shape)
         frame = leases.enter_context(
-            self._frame(
+            self._programs.frame(
                 ("controlnet", id(branch.weights), shape),
                 lambda: programs.record_controlnet(branch, self._packed, self.dtype, shape),
             )
@@ -108,15 +107,16 @@ class CpuBackend(ReferenceBackend):
         component = self.model.vae
         if tiling or not isinstance(component.config, VaeConfig):
             return super().decode_image(latents, tiling)
-        return self._decode(component, latents / component.config.scaling_factor)
+        try:
+            return self._decode(component, latents / component.config.scaling_factor)
+        except NotRecordableError:
+            return super().decode_image(latents, tiling)
 
     def _decode(self, component: Component[VaeConfig], latents: Tensor) -> Tensor:
         shape = tuple(latents.shape)
-        record = lambda: programs.record_decoder(component, self._packed, self.dtype, shape)  # noqa: E731
-        with self._frame(("decoder", shape), record) as frame:
+        with self._programs.frame(
+            ("decoder", shape), lambda: programs.record_decoder(component, self._packed, self.dtype, shape)
+        ) as frame:
             frame.inputs["latents"].copy_(latents)
             frame.run(self._pool)
             return frame.outputs[0].clone()
-
-    def _frame(self, key: Hashable, record: Callable[[], Program]) -> AbstractContextManager[ProgramFrame]:
-        return self._programs.frame(key, record)

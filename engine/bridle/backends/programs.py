@@ -72,10 +72,11 @@ def residual_points(config: EncoderConfig) -> tuple[str, ...]:
 
 def bind_context(frame: ProgramFrame, config: EncoderConfig, context: Sequence[ContextSegment]) -> None:
     """The segments of every cross-attention of a U-Net or ControlNet, unless they are those of the last evaluation."""
-    if not frame.takes_context(context):
+    if list(map(id, frame.context)) == list(map(id, context)):
         return
     for site in range(len(attention_sites(config))):
         frame.bind_segments(_site(site), context_segments(context, site))
+    frame.context = tuple(context)
 
 
 def bind_residuals(frame: ProgramFrame, config: EncoderConfig, residuals: Residuals) -> None:
