@@ -141,8 +141,9 @@ class Copy:
     def passes(self, tests: tuple[str, ...]) -> bool:
         """Whether the tests pass in this copy."""
         path = os.pathsep.join(str(self._root / name) for name in ("engine", "kernels", "exporters"))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-        run = subprocess.run(command, cwd=self._root, env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+        run = subprocess.run(command, cwd=self._root, env=environment, capture_output=True)
         if run.returncode not in (0, 1):
             raise RuntimeError(run.stdout.decode() + run.stderr.decode())
         return run.returncode == 0
