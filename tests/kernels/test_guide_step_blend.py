@@ -274,8 +274,8 @@ def isa_in_child(name: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_forced_isa() -> None:
-    for name in available_isas():
+    for name in [*available_isas(), "emulated_amx"]:
         assert isa_in_child(name).stdout.strip() == name
-    for name in {"avx2", "avx512", "mmx"} - set(available_isas()):
+    for name in {"avx2", "avx512", "amx_bf16", "mmx"} - set(available_isas()):
         outcome = isa_in_child(name)
         assert outcome.returncode != 0 and "BRIDLE_FORCE_ISA" in outcome.stderr

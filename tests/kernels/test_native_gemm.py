@@ -8,8 +8,10 @@ from torch import Tensor
 from bridle_kernels import _core, available_isas
 from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
 
-VARIANTS = [(isa, torch.float32) for isa in available_isas() if isa != "avx512_bf16"]
-VARIANTS += [(isa, torch.bfloat16) for isa in available_isas() if isa in ("scalar", "avx512_bf16")]
+_OF_BFLOAT16 = ("avx512_bf16", "amx_bf16")
+VARIANTS = [(isa, torch.float32) for isa in available_isas() if isa not in _OF_BFLOAT16]
+VARIANTS += [(isa, torch.bfloat16) for isa in available_isas() if isa in ("scalar", *_OF_BFLOAT16)]
+VARIANTS += [("emulated_amx", torch.bfloat16)]
 each_variant = pytest.mark.parametrize(("isa", "dtype"), VARIANTS, ids=lambda value: str(value).removeprefix("torch."))
 
 SIZES = [(1, 2, 1), (5, 6, 63), (7, 320, 64), (97, 322, 65), (33, 640, 130), (200, 1000, 31), (95, 34, 129)]

@@ -15,13 +15,15 @@ const AttentionVariant& choose(const AttentionArguments& a, Isa isa) {
   if (dtype != Dtype::kFloat32 && dtype != Dtype::kBFloat16) {
     throw std::invalid_argument("attention: q wants float32 or bfloat16");
   }
-#if defined(__x86_64__)
   // Pairs of channels are multiplied together.
-  const bool pairs = a.q.shape[3] % 2 == 0 && !a.float32_scores;
-  if (dtype == Dtype::kBFloat16 && isa == Isa::kAvx512Bf16 && pairs) return avx512_attention_bfloat16();
-  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return avx512_attention_float32();
-  if (isa == Isa::kAvx2) return avx2_attention_float32();
+  const bool bfloat16 = dtype == Dtype::kBFloat16 && a.q.shape[3] % 2 == 0 && !a.float32_scores;
+#if defined(__x86_64__)
+  if (bfloat16 && contains(isa, Isa::kAmxBf16)) return amx_attention_bfloat16();
+  if (bfloat16 && contains(isa, Isa::kAvx512Bf16)) return avx512_attention_bfloat16();
+  if (contains(isa, Isa::kAvx512)) return avx512_attention_float32();
+  if (contains(isa, Isa::kAvx2)) return avx2_attention_float32();
 #endif
+  if (bfloat16 && isa == Isa::kEmulatedAmx) return emulated_amx_attention_bfloat16();
   return scalar_attention_float32();
 }
 
@@ -50,7 +52,7 @@ void measure_masses(AttentionPlan& plan, size_t index, ThreadPool& pool) {
     const int64_t row = task / plan.heads, head = task % plan.heads;
     if (!segment.present(row)) return;
     std::vector<double> sums(mass.count, 0.0);
-    for (int64_t first = 0; first < plan.queries; first += kBlockQueries) {
+    for (int64_t first = 0; first < plan.queries; first += plan.variant.block_queries) {
       QueryBlock(plan, row, first, own_scratch()).add_masses(segment, head, sums);
     }
     for (int64_t s = 0; s < mass.count; ++s) {
@@ -125,11 +127,11 @@ void PreparedAttention::attend(ThreadPool& pool) {
     fill(segment.mass.out, 0.0f);
     if (segment.mass.count > 0) measure_masses(plan, index, pool);
   }
-  const int64_t blocks = (plan.queries + kBlockQueries - 1) / kBlockQueries;
+  const int64_t own = plan.variant.block_queries, blocks = (plan.queries + own - 1) / own;
   const int64_t turns = state_->takes_turns ? plan.heads : 1, groups = plan.heads / turns;
   pool.run(plan.rows * groups * blocks, [&](int64_t task) {
     const int64_t block = task % blocks, group = task / blocks % groups, row = task / blocks / groups;
-    QueryBlock queries(plan, row, block * kBlockQueries, own_scratch());
+    QueryBlock queries(plan, row, block * own, own_scratch());
     for (int64_t head = group * turns; head < (group + 1) * turns; ++head) queries.attend(head);
   });
 }

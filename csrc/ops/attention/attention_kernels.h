@@ -38,11 +38,20 @@ struct AttentionVariant {
   void (*add_scaled)(float* total, const float* row, float factor, int64_t count);
   // weights[i] of the products' dtype from float32.
   void (*narrow)(void* weights, const float* values, int64_t count);
+  // Elements of K that a tile takes at a time, a multiple of depth: panels are so deep, with zeros behind the last.
+  int64_t step;
+  // Queries of a task, a multiple of rows.
+  int64_t block_queries = 48;
+  // Around the tiles of a task, for a unit with a state of its own.
+  void (*enter)() = [] {};
+  void (*leave)() = [] {};
 };
 
 const AttentionVariant& scalar_attention_float32();
 const AttentionVariant& avx2_attention_float32();
 const AttentionVariant& avx512_attention_float32();
 const AttentionVariant& avx512_attention_bfloat16();
+const AttentionVariant& amx_attention_bfloat16();
+const AttentionVariant& emulated_amx_attention_bfloat16();
 
 }  // namespace bridle

@@ -96,7 +96,8 @@ constexpr AttentionVariant attention_variant(SoftmaxResult (*softmax_of_element)
           softmax_of_element,
           rescale,
           add_scaled,
-          narrow<Element>};
+          narrow<Element>,
+          V::kDepth};
 }
 
 }  // namespace

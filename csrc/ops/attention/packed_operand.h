@@ -12,6 +12,9 @@
 
 namespace bridle {
 
+// Keys whose scores are held at a time: with the queries', what fits into L1 and a part of L2.
+constexpr int64_t kBlockKeys = 256;
+
 // A matrix in memory: element (k, output) lies at k * k_stride + output * stride.
 struct MatrixView {
   const void* data;
@@ -25,18 +28,20 @@ struct Panel {
 };
 
 // A matrix of `depth` by `count`: panels of outputs one after another, each with all of `depth`. Its last panels are
-// about equally wide, so that none of them is a single vector where that can be helped.
+// about equally wide, so that none of them is a single vector where that can be helped. None lies in two blocks of
+// keys: where blocks end must not depend on how many keys there are.
 class PackedLayout {
  public:
   PackedLayout(int64_t depth, int64_t count, const AttentionVariant& variant)
       : own_depth_(depth),
-        depth_((depth + variant.depth - 1) / variant.depth * variant.depth),
+        depth_((depth + variant.step - 1) / variant.step * variant.step),
         count_(count),
         variant_(&variant) {
     int64_t left = (count + variant.lanes - 1) / variant.lanes, first = 0;
     while (left > 0) {
+      const int64_t own = std::min(left, (kBlockKeys - first % kBlockKeys) / variant.lanes);
       const int64_t vectors =
-          left > 2 * variant.vectors ? variant.vectors : (left > variant.vectors ? (left + 1) / 2 : left);
+          own > 2 * variant.vectors ? variant.vectors : (own > variant.vectors ? (own + 1) / 2 : own);
       panels_.push_back({first, vectors});
       first += vectors * variant.lanes;
       left -= vectors;

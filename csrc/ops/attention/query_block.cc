@@ -15,6 +15,8 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr int64_t kDepth = 256;
 // Tiles write whole panels.
 constexpr int64_t kOverhang = 64;
+// The widest panel, as deep as the matrix unit.
+constexpr int64_t kLastBytes = 64 * 32 * 2;
 
 float* floats(const AlignedBuffer& buffer) { return reinterpret_cast<float*>(buffer.data()); }
 
@@ -34,21 +36,27 @@ QueryBlock::QueryBlock(const AttentionPlan& plan, int64_t row, int64_t first, At
     : plan_(plan),
       row_(row),
       first_(first),
-      count_(std::min(kBlockQueries, plan.queries - first)),
+      count_(std::min(plan.variant.block_queries, plan.queries - first)),
       element_(plan.variant.dtype == Dtype::kFloat32 ? 4 : 2),
       weights_stride_(kBlockKeys + kOverhang),
       scratch_(scratch) {
-  scratch.total.reserve(kBlockQueries * plan.padded_dim * sizeof(float));
-  scratch.output.reserve(kBlockQueries * plan.padded_dim * sizeof(float));
-  scratch.weights.reserve(kBlockQueries * weights_stride_ * element_);
+  scratch.total.reserve(queries() * plan.padded_dim * sizeof(float));
+  scratch.output.reserve(queries() * plan.padded_dim * sizeof(float));
+  scratch.weights.reserve(queries() * weights_stride_ * element_);
 }
 
 void QueryBlock::attend(int64_t head) {
-  std::fill(total(0), total(kBlockQueries), 0.0f);
+  plan_.variant.enter();
+  attend_segments(head);
+  plan_.variant.leave();
+  write(head);
+}
+
+void QueryBlock::attend_segments(int64_t head) {
+  std::fill(total(0), total(queries()), 0.0f);
   for (size_t index = 0; index < plan_.segments.size(); ++index) {
     if (plan_.segments[index].present(row_)) add_segment(index, head);
   }
-  write(head);
 }
 
 void QueryBlock::add_segment(size_t index, int64_t head) {
@@ -65,17 +73,24 @@ void QueryBlock::read_queries(const PreparedSegment& segment, int64_t head) {
   const int64_t size = q.dtype == Dtype::kFloat32 ? 4 : 2, dim = plan_.dim;
   const auto* base = static_cast<const std::byte*>(q.data) +
                      (segment.source().q_rows[row_] * q.strides[0] + head * q.strides[2]) * size;
+  const int64_t width = whole_steps(dim);
   const bool widens = q.dtype == Dtype::kBFloat16 && plan_.variant.dtype == Dtype::kFloat32;
-  if (widens) scratch_.queries.reserve(kBlockQueries * dim * sizeof(float));
-  for (int64_t i = 0; i < kBlockQueries; ++i) {
+  const bool copies = widens || width > dim;
+  if (copies) scratch_.queries.reserve(queries() * width * element_);
+  for (int64_t i = 0; i < queries(); ++i) {
     // Queries behind the last repeat it; their results are never read.
     const std::byte* from = base + (first_ + std::min(i, count_ - 1)) * q.strides[1] * size;
     query_rows_[i] = from;
+    if (!copies) continue;
+    std::byte* const copy = scratch_.queries.data() + i * width * element_;
+    query_rows_[i] = copy;
     if (widens) {
-      float* const wide = floats(scratch_.queries) + i * dim;
+      auto* const wide = reinterpret_cast<float*>(copy);
       for (int64_t c = 0; c < dim; ++c) wide[c] = BFloat16::widen(reinterpret_cast<const uint16_t*>(from)[c]);
-      query_rows_[i] = wide;
+    } else {
+      std::memcpy(copy, from, dim * element_);
     }
+    std::memset(copy + dim * element_, 0, (width - dim) * element_);
   }
 }
 
@@ -108,12 +123,13 @@ void QueryBlock::score(const PreparedSegment& segment, const KeyBlock& block, in
                        int64_t stride) const {
   const PackedLayout& layout = segment.key_layout(block.piece);
   const std::byte* const keys = segment.packed_keys(block.piece, row_, head);
+  const int64_t width = whole_steps(plan_.dim);
   for (int64_t p = block.first_panel; p < block.first_panel + block.panels; ++p) {
     const Panel& panel = layout.panels()[p];
     for (int64_t i = 0; i < count_; i += plan_.variant.rows) {
       float* const sums = scores + i * stride + panel.first - block.first;
-      for (int64_t from = 0; from < plan_.dim; from += kDepth) {
-        plan_.variant.tiles[panel.vectors - 1]({query_rows_ + i, from, std::min(kDepth, plan_.dim - from),
+      for (int64_t from = 0; from < width; from += kDepth) {
+        plan_.variant.tiles[panel.vectors - 1]({query_rows_ + i, from, std::min(kDepth, width - from),
                                                 keys + layout.offset(panel, from), sums, stride, from == 0});
       }
     }
@@ -132,8 +148,8 @@ void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, in
     const float* row_bias = bias ? at(bias, row_, head, first_ + i) + first_key * bias.strides[3] : nullptr;
     const SoftmaxResult found = variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0,
                                                  plan_.arguments->scale, visible, maxima_[i], weights(i)});
-    // Pairs of weights are multiplied together, so one more may be read.
-    std::memset(weights(i) + visible * element_, 0, (block.count + 1 - visible) * element_);
+    // Weights are multiplied several at a time, so more than those of the block are read.
+    std::memset(weights(i) + visible * element_, 0, (whole_steps(block.count) - visible) * element_);
     if (found.maximum != maxima_[i]) {
       const float factor = maxima_[i] == -kInfinity ? 0.0f : std::exp(maxima_[i] - found.maximum);
       sums_[i] *= factor;
@@ -154,34 +170,40 @@ void QueryBlock::multiply(const PreparedSegment& segment, const KeyBlock& block,
 void QueryBlock::multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values,
                                 const KeyBlock& block) {
   const AttentionVariant& variant = plan_.variant;
-  const int64_t whole = block.count / variant.depth * variant.depth;
-  alignas(64) std::byte last[kOverhang * 2 * 4];
-  if (whole < block.count) {
-    // The last pair of a row's keys: its second half belongs to no key of the row and may hold anything.
-    const int64_t bytes = panel.vectors * variant.lanes * variant.depth * element_;
-    std::memcpy(last, values + layout.offset(panel, block.first + whole), bytes);
-    for (int64_t j = 1; j < panel.vectors * variant.lanes * variant.depth; j += variant.depth) {
-      std::memset(last + j * element_, 0, element_);
-    }
-  }
+  const int64_t whole = block.count / variant.step * variant.step, rest = block.count - whole;
+  alignas(64) std::byte last[kLastBytes];
+  if (rest > 0) copy_last(layout, panel, values, block.first + whole, rest, last);
   for (int64_t i = 0; i < count_; i += variant.rows) {
-    const void* rows[8];
-    for (int64_t j = 0; j < variant.rows; ++j) rows[j] = weights(std::min(i + j, count_ - 1));
+    const void* rows[kMostTileRows];
+    for (int64_t j = 0; j < variant.rows; ++j) rows[j] = weights(i + j);
     float* const sums = output(i) + panel.first;
     const auto tile = variant.tiles[panel.vectors - 1];
     if (whole > 0) tile({rows, 0, whole, values + layout.offset(panel, block.first), sums, plan_.padded_dim, false});
-    if (whole < block.count) tile({rows, whole, variant.depth, last, sums, plan_.padded_dim, false});
+    if (rest > 0) tile({rows, whole, variant.step, last, sums, plan_.padded_dim, false});
   }
+}
+
+// The last step of a row's keys: what lies behind them belongs to no key of the row and may hold anything.
+void QueryBlock::copy_last(const PackedLayout& layout, const Panel& panel, const std::byte* values, int64_t first,
+                           int64_t rest, std::byte* last) const {
+  const AttentionVariant& variant = plan_.variant;
+  const int64_t wide = panel.vectors * variant.lanes, depth = variant.depth;
+  const int64_t groups = (rest + depth - 1) / depth, group_bytes = wide * depth * element_;
+  std::memcpy(last, values + layout.offset(panel, first), groups * group_bytes);
+  std::memset(last + groups * group_bytes, 0, (variant.step / depth - groups) * group_bytes);
+  if (rest % depth == 0) return;
+  std::byte* const half = last + (groups - 1) * group_bytes + rest % depth * element_;
+  for (int64_t j = 0; j < wide; ++j) std::memset(half + j * depth * element_, 0, element_);
 }
 
 // The softmax of all keys times the values, not yet divided by the sums.
 void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
   read_queries(segment, head);
-  std::fill(maxima_, maxima_ + kBlockQueries, -kInfinity);
-  std::fill(sums_, sums_ + kBlockQueries, 0.0);
-  std::fill(output(0), output(kBlockQueries), 0.0f);
+  std::fill(maxima_, maxima_ + queries(), -kInfinity);
+  std::fill(sums_, sums_ + queries(), 0.0);
+  std::fill(output(0), output(queries()), 0.0f);
   kept_stride_ = keeps_ ? segment.keys() + kOverhang : kBlockKeys + kOverhang;
-  scratch_.scores.reserve((kBlockQueries * kept_stride_ + kOverhang) * sizeof(float));
+  scratch_.scores.reserve((queries() * kept_stride_ + kOverhang) * sizeof(float));
   float* const scores = floats(scratch_.scores);
   for (const KeyBlock& block : key_blocks(segment)) {
     float* const own = keeps_ ? scores + segment.first_key(block.piece) + block.first : scores;
@@ -209,12 +231,12 @@ void QueryBlock::shift(size_t index, int64_t head) {
     shift_query(index, head, i, map_row(segment));
     std::copy(map_row(segment), map_row(segment) + segment.keys(), kept_scores(i));
   }
-  std::fill(output(0), output(kBlockQueries), 0.0f);
+  std::fill(output(0), output(queries()), 0.0f);
   for (const KeyBlock& block : key_blocks(segment)) {
     const int64_t first = segment.first_key(block.piece) + block.first;
     for (int64_t i = 0; i < count_; ++i) {
       plan_.variant.narrow(weights(i), kept_scores(i) + first, block.count);
-      std::memset(weights(i) + block.count * element_, 0, element_);
+      std::memset(weights(i) + block.count * element_, 0, (whole_steps(block.count) - block.count) * element_);
     }
     multiply(segment, block, head);
   }
@@ -242,7 +264,9 @@ void QueryBlock::shift_query(size_t index, int64_t head, int64_t i, float* map) 
 void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums) {
   const AttentionMass& mass = segment.source().mass;
   keeps_ = true;
+  plan_.variant.enter();
   stream(segment, head);
+  plan_.variant.leave();
   for (int64_t s = 0; s < mass.count; ++s) {
     const int64_t key = segment.read_key(row_, mass.columns[row_ * mass.count + s]);
     for (int64_t i = 0; key >= 0 && i < count_; ++i) {

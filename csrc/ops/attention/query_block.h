@@ -9,9 +9,7 @@
 
 namespace bridle {
 
-constexpr int64_t kBlockQueries = 48;
-// Keys whose scores a block holds at most: with the queries', what fits into L1 and a part of L2.
-constexpr int64_t kBlockKeys = 256;
+constexpr int64_t kMostQueries = 64;
 
 // What all tasks of an attention share. masses: [segments][R][H][S], those before the shift.
 struct AttentionPlan {
@@ -45,12 +43,15 @@ class QueryBlock {
 
  private:
   void add_segment(size_t index, int64_t head);
+  void attend_segments(int64_t head);
   void read_queries(const PreparedSegment& segment, int64_t head);
   const std::vector<KeyBlock>& key_blocks(const PreparedSegment& segment);
   void score(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride) const;
   void weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride);
   void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head);
   void multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values, const KeyBlock& block);
+  void copy_last(const PackedLayout& layout, const Panel& panel, const std::byte* values, int64_t first, int64_t rest,
+                 std::byte* last) const;
   void stream(const PreparedSegment& segment, int64_t head);
   void read_map(const PreparedSegment& segment, int64_t i, float* map) const;
   void shift(size_t index, int64_t head);
@@ -68,14 +69,19 @@ class QueryBlock {
   }
   float* output(int64_t i) const { return reinterpret_cast<float*>(scratch_.output.data()) + i * plan_.padded_dim; }
   float* total(int64_t i) const { return reinterpret_cast<float*>(scratch_.total.data()) + i * plan_.padded_dim; }
+  // Of a variant's products, which take `step` elements of K at a time.
+  int64_t whole_steps(int64_t count) const {
+    return (count + plan_.variant.step - 1) / plan_.variant.step * plan_.variant.step;
+  }
+  int64_t queries() const { return plan_.variant.block_queries; }
   std::byte* weights(int64_t i) const { return scratch_.weights.data() + i * weights_stride_ * element_; }
 
   const AttentionPlan& plan_;
   const int64_t row_, first_, count_, element_, weights_stride_;
   AttentionScratch& scratch_;
-  const void* query_rows_[kBlockQueries];
-  float maxima_[kBlockQueries];
-  double sums_[kBlockQueries];
+  const void* query_rows_[kMostQueries];
+  float maxima_[kMostQueries];
+  double sums_[kMostQueries];
   bool keeps_ = false;  // the scores of all keys, [queries][kept_stride_]
   int64_t kept_stride_ = 0;
 };

@@ -15,13 +15,6 @@ namespace bridle {
 namespace {
 
 constexpr int64_t kAlignment = AlignedBuffer::kAlignment;
-// Rows of a task: what of the left operand and of the sums a task keeps in L2.
-constexpr int64_t kBlockRows = 96;
-// No tile has more.
-constexpr int64_t kMostTileRows = 16;
-// Elements of K that are summed in registers: few enough that kBlockRows of the left operand and the panel stay in L2,
-// and that the rounding of long sums stays small.
-constexpr int64_t kBlockDepth = 320;
 
 int64_t size_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
 
@@ -32,15 +25,17 @@ int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to;
 const GemmVariant& gemm_variant(Dtype dtype, Isa isa) {
   if (dtype == Dtype::kFloat32) {
 #if defined(__x86_64__)
-    if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return avx512_gemm_float32();
-    if (isa == Isa::kAvx2) return avx2_gemm_float32();
+    if (contains(isa, Isa::kAvx512)) return avx512_gemm_float32();
+    if (contains(isa, Isa::kAvx2)) return avx2_gemm_float32();
 #endif
     return scalar_gemm_float32();
   }
   if (dtype == Dtype::kBFloat16) {
 #if defined(__x86_64__)
-    if (isa == Isa::kAvx512Bf16) return avx512_gemm_bfloat16();
+    if (contains(isa, Isa::kAmxBf16)) return amx_gemm_bfloat16();
+    if (contains(isa, Isa::kAvx512Bf16)) return avx512_gemm_bfloat16();
 #endif
+    if (isa == Isa::kEmulatedAmx) return emulated_amx_gemm_bfloat16();
     if (isa == Isa::kScalar) return scalar_gemm_bfloat16();
   }
   throw std::invalid_argument("gemm: no " + isa_name(isa) + " variant for this dtype");
@@ -96,7 +91,7 @@ void PackedWeights::pack_panel(const float* weight, int64_t index) {
 
 namespace {
 
-// One task: a block of rows times one panel. sums: [kBlockRows][panel width].
+// One task: a block of rows times one panel. sums: [block rows][panel width].
 class Block {
  public:
   Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t panel, float* sums)
@@ -104,25 +99,31 @@ class Block {
         variant_(weights.variant()),
         a_(a),
         first_(first),
-        count_(std::min(kBlockRows, a.m - first)),
+        count_(std::min(variant_.block_rows, a.m - first)),
         panel_(panel),
         sums_(sums) {}
 
   void run() {
-    int64_t k = 0;
-    for (size_t span = 0; span < weights_.widths().size(); ++span) {
-      const int64_t width = weights_.widths()[span];
-      read_rows(static_cast<int64_t>(span));
-      for (int64_t from = 0; from < width; from += kBlockDepth) {
-        const int64_t depth = std::min(kBlockDepth, width - from);
-        add(from, depth, k);
-        k += depth;
-      }
-    }
+    variant_.enter();
+    add_spans();
+    variant_.leave();
     for (int64_t i = 0; i < count_; ++i) finish(i);
   }
 
  private:
+  void add_spans() {
+    int64_t k = 0;
+    for (size_t span = 0; span < weights_.widths().size(); ++span) {
+      const int64_t width = weights_.widths()[span];
+      read_rows(static_cast<int64_t>(span));
+      for (int64_t from = 0; from < width; from += variant_.block_depth) {
+        const int64_t depth = std::min(variant_.block_depth, width - from);
+        add(from, depth, k);
+        k += depth;
+      }
+    }
+  }
+
   // Rows behind the last repeat it; their sums are never read.
   void read_rows(int64_t span) {
     a_.left->rows(span, first_, count_, rows_.data());
@@ -158,16 +159,16 @@ class Block {
   const GemmArguments& a_;
   const int64_t first_, count_, panel_;
   float* const sums_;
-  std::array<const void*, kBlockRows + kMostTileRows> rows_;
+  std::array<const void*, kMostBlockRows + kMostTileRows> rows_;
 };
 
 }  // namespace
 
 void gemm(const PackedWeights& weights, const GemmArguments& arguments, ThreadPool& pool) {
-  const int64_t blocks = round_up(arguments.m, kBlockRows) / kBlockRows;
+  const int64_t rows = weights.variant().block_rows, blocks = round_up(arguments.m, rows) / rows;
   pool.run(blocks * weights.panels(), [&](int64_t task) {
-    alignas(kAlignment) float sums[kBlockRows * 64];
-    Block(weights, arguments, task / weights.panels() * kBlockRows, task % weights.panels(), sums).run();
+    alignas(kAlignment) float sums[kMostBlockRows * 64];
+    Block(weights, arguments, task / weights.panels() * rows, task % weights.panels(), sums).run();
   });
 }
 

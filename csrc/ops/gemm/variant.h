@@ -7,6 +7,12 @@
 
 namespace bridle {
 
+// No tile takes more elements of K at a time, and none has more rows.
+constexpr int64_t kMostTileDepth = 320;
+constexpr int64_t kMostTileRows = 32;
+// No task has more rows.
+constexpr int64_t kMostBlockRows = 128;
+
 // `rows` left operands, each from the same element on, times a panel: accumulators [rows][panel width] float32, their
 // rows `stride` apart.
 struct TileArguments {
@@ -38,6 +44,14 @@ struct GemmVariant {
   int64_t panel_width;
   void (*tile)(const TileArguments&);
   void (*epilogue)(const EpilogueArguments&);
+  // Rows of a task: what of the left operand and of the sums a task keeps in L2.
+  int64_t block_rows = 96;
+  // Elements of K that a tile takes: few enough that a block of the left operand and the panel stay in L2, and that the
+  // rounding of long sums stays small.
+  int64_t block_depth = kMostTileDepth;
+  // Around the tiles of a task, for a unit with a state of its own.
+  void (*enter)() = [] {};
+  void (*leave)() = [] {};
 };
 
 const GemmVariant& scalar_gemm_float32();
@@ -45,6 +59,8 @@ const GemmVariant& scalar_gemm_bfloat16();
 const GemmVariant& avx2_gemm_float32();
 const GemmVariant& avx512_gemm_float32();
 const GemmVariant& avx512_gemm_bfloat16();
+const GemmVariant& amx_gemm_bfloat16();
+const GemmVariant& emulated_amx_gemm_bfloat16();
 
 // Throws std::invalid_argument if there is none.
 const GemmVariant& gemm_variant(Dtype dtype, Isa isa);

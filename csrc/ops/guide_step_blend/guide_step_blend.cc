@@ -12,8 +12,8 @@ namespace {
 
 const RowKernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
-  if (isa == Isa::kAvx512 || isa == Isa::kAvx512Bf16) return avx512_row_kernels();
-  if (isa == Isa::kAvx2) return avx2_row_kernels();
+  if (contains(isa, Isa::kAvx512)) return avx512_row_kernels();
+  if (contains(isa, Isa::kAvx2)) return avx2_row_kernels();
 #endif
   static_cast<void>(isa);
   return scalar_row_kernels();

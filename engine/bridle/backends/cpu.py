@@ -51,7 +51,7 @@ class CpuBackend(ReferenceBackend):
     def suits(dtype: torch.dtype) -> bool:
         """Whether this CPU has vector kernels for a dtype: "auto" takes another backend where it has not."""
         isa = _core.active_isa()
-        return isa == "avx512_bf16" if dtype == torch.bfloat16 else isa != "scalar"
+        return isa in ("avx512_bf16", "amx_bf16") if dtype == torch.bfloat16 else isa != "scalar"
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
