@@ -79,7 +79,7 @@ BUGS = (
         "csrc/ops/gemm/gemm.cc",
         "        k += depth;",
         "        k += depth;\n        for (int64_t i = 0; i < count_ * variant_.panel_width; ++i)"
-        " sums_[i] = BFloat16::widen(BFloat16::narrow(sums_[i]));",
+        " sums_[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, sums_[i]) & 0xffff0000u);",
         (GEMM,),
     ),
     Bug(

@@ -19,8 +19,6 @@ namespace {
 
 namespace py = pybind11;
 
-int64_t bytes_of(const PackedWeights& weights) { return weights.dtype() == Dtype::kFloat32 ? 4 : 2; }
-
 PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths, const std::string& dtype,
                    const std::string& isa, bool gated) {
   const Borrowed borrowed = borrow("weight", weight);
@@ -42,7 +40,7 @@ void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x,
   const int64_t m = linear_rows(weights, matrix);
   GemmArguments a =
       product_arguments(weights, 1, m, {optional(b), nullptr, optional(r), &present("out", o)}, activation);
-  const MatrixRows rows(matrix.data, weights.widths()[0] * bytes_of(weights));
+  const MatrixRows rows(matrix.data, weights.widths()[0] * element_bytes(weights.dtype()));
   a.left = &rows;
   py::gil_scoped_release release;
   gemm(weights, a, pool);
@@ -62,7 +60,7 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
   check_spans(weights, inputs, g);
   GemmArguments a = product_arguments(weights, g.rows, g.out_height * g.out_width,
                                       {optional(b), optional(s), optional(r), &present("out", o)}, activation);
-  const ConvRows rows(inputs, g, weights.zeros(), bytes_of(weights));
+  const ConvRows rows(inputs, g, weights.zeros(), element_bytes(weights.dtype()));
   a.left = &rows;
   py::gil_scoped_release release;
   gemm(weights, a, pool);

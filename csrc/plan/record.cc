@@ -13,8 +13,6 @@ namespace {
 
 using Buffers = std::vector<int32_t>;
 
-int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
 void add_to(Buffers& buffers, const OptionalTensor& tensor) {
   if (tensor) buffers.push_back(tensor->buffer);
 }
@@ -87,7 +85,7 @@ AttentionSegment own_segment(int64_t rows, int64_t keys) {
 
 void record_linear(Plan& plan, const Weights& weights, const PlanTensor& x, const PlanTensor& out,
                    const OptionalTensor& bias, const OptionalTensor& residual, const std::string& activation) {
-  const int64_t m = linear_rows(*weights, x.layout), row_bytes = weights->widths()[0] * bytes_of(weights->dtype());
+  const int64_t m = linear_rows(*weights, x.layout), row_bytes = weights->widths()[0] * element_bytes(weights->dtype());
   const Epilogue epilogue{bias, {}, residual, out};
   const GemmArguments arguments = product_arguments(*weights, 1, m, epilogue.tensors(), activation);
   Buffers reads = epilogue.reads();
@@ -113,7 +111,7 @@ void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTen
     std::vector<ConvSource> found = inputs;
     for (size_t i = 0; i < found.size(); ++i) found[i].data = sources[i].at(frame);
     return product(weights, epilogue.in(frame, arguments),
-                   ConvRows(found, g, weights->zeros(), bytes_of(weights->dtype())));
+                   ConvRows(found, g, weights->zeros(), element_bytes(weights->dtype())));
   });
 }
 

@@ -8,6 +8,8 @@ namespace bridle {
 
 enum class Dtype { kFloat32, kFloat16, kBFloat16 };
 
+constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
 struct Strided {
   void* data = nullptr;  // nullptr = absent
   Dtype dtype = Dtype::kFloat32;
