@@ -17,6 +17,7 @@ struct SoftmaxArguments {
   int64_t count;
   float maximum;  // of what came before, -inf for nothing
   void* weights;  // [count] exp(score - new maximum) in the products' dtype
+  bool keeps;     // whether the scores are read afterwards; else they may be left as they were
 };
 
 struct SoftmaxResult {
@@ -36,6 +37,9 @@ struct AttentionVariant {
   void (*rescale)(float* row, float factor, int64_t count);
   // total[i] += row[i] * factor for i < count.
   void (*add_scaled)(float* total, const float* row, float factor, int64_t count);
+  // out[i] of float32 and bfloat16 = row[i] * factor, or 0 for a factor of 0; where `accumulates`, plus what is there.
+  void (*write_float32)(void* out, const float* row, float factor, bool accumulates, int64_t count);
+  void (*write_bfloat16)(void* out, const float* row, float factor, bool accumulates, int64_t count);
   // weights[i] of the products' dtype from float32.
   void (*narrow)(void* weights, const float* values, int64_t count);
   // Elements of K that a tile takes at a time, a multiple of depth: panels are so deep, with zeros behind the last.

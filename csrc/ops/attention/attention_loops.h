@@ -78,6 +78,19 @@ inline void add_scaled(float* total, const float* row, float factor, int64_t cou
 }
 
 template <class Element>
+void write(void* out, const float* row, float factor, bool accumulates, int64_t count) {
+  auto* const stored = static_cast<typename Element::Stored*>(out);
+  if (factor == 0.0f) {
+    // 0 * infinity is not 0.
+    for (int64_t i = 0; !accumulates && i < count; ++i) stored[i] = 0;
+  } else if (accumulates) {
+    for (int64_t i = 0; i < count; ++i) stored[i] = Element::narrow(Element::widen(stored[i]) + row[i] * factor);
+  } else {
+    for (int64_t i = 0; i < count; ++i) stored[i] = Element::narrow(row[i] * factor);
+  }
+}
+
+template <class Element>
 void narrow(void* weights, const float* values, int64_t count) {
   auto* const out = static_cast<typename Element::Stored*>(weights);
   for (int64_t i = 0; i < count; ++i) out[i] = Element::narrow(values[i]);
@@ -96,6 +109,8 @@ constexpr AttentionVariant attention_variant(SoftmaxResult (*softmax_of_element)
           softmax_of_element,
           rescale,
           add_scaled,
+          write<Float32>,
+          write<BFloat16>,
           narrow<Element>,
           V::kDepth};
 }

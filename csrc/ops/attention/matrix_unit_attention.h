@@ -20,6 +20,8 @@ constexpr AttentionVariant matrix_unit_attention(SoftmaxResult (*softmax_of_bloc
       softmax_of_block,
       rescale,
       add_scaled,
+      write<Float32>,
+      write<BFloat16>,
       narrow<BFloat16>,
       kUnitDepth,
       64,

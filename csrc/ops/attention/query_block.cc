@@ -138,7 +138,7 @@ void QueryBlock::score(const PreparedSegment& segment, const KeyBlock& block, in
 
 // From raw products to weights, with what came before rescaled to the new maximum.
 void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores,
-                       int64_t stride) {
+                       int64_t stride, bool fresh) {
   const AttentionVariant& variant = plan_.variant;
   const Strided& bias = segment.source().bias;
   const int64_t first_key = segment.first_key(block.piece) + block.first;
@@ -147,28 +147,29 @@ void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, in
         plan_.arguments->causal ? std::clamp<int64_t>(first_ + i + 1 - first_key, 0, block.count) : block.count;
     const float* row_bias = bias ? at(bias, row_, head, first_ + i) + first_key * bias.strides[3] : nullptr;
     const SoftmaxResult found = variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0,
-                                                 plan_.arguments->scale, visible, maxima_[i], weights(i)});
+                                                 plan_.arguments->scale, visible, maxima_[i], weights(i), keeps_});
     // Weights are multiplied several at a time, so more than those of the block are read.
     std::memset(weights(i) + visible * element_, 0, (whole_steps(block.count) - visible) * element_);
     if (found.maximum != maxima_[i]) {
       const float factor = maxima_[i] == -kInfinity ? 0.0f : std::exp(maxima_[i] - found.maximum);
       sums_[i] *= factor;
-      variant.rescale(output(i), factor, plan_.dim);
+      if (!fresh) variant.rescale(output(i), factor, plan_.dim);
       maxima_[i] = found.maximum;
     }
     sums_[i] += found.sum;
   }
 }
 
-// Adds the weights' products with the values of a block to the outputs.
-void QueryBlock::multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head) {
+// Adds the weights' products with the values of a block to the outputs; those of a segment's first block are the
+// outputs.
+void QueryBlock::multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head, bool fresh) {
   const PackedLayout& layout = segment.value_layout(block.piece);
   const std::byte* const values = segment.packed_values(block.piece, row_, head);
-  for (const Panel& panel : layout.panels()) multiply_panel(layout, panel, values, block);
+  for (const Panel& panel : layout.panels()) multiply_panel(layout, panel, values, block, fresh);
 }
 
 void QueryBlock::multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values,
-                                const KeyBlock& block) {
+                                const KeyBlock& block, bool fresh) {
   const AttentionVariant& variant = plan_.variant;
   const int64_t whole = block.count / variant.step * variant.step, rest = block.count - whole;
   alignas(64) std::byte last[kLastBytes];
@@ -178,8 +179,8 @@ void QueryBlock::multiply_panel(const PackedLayout& layout, const Panel& panel, 
     for (int64_t j = 0; j < variant.rows; ++j) rows[j] = weights(i + j);
     float* const sums = output(i) + panel.first;
     const auto tile = variant.tiles[panel.vectors - 1];
-    if (whole > 0) tile({rows, 0, whole, values + layout.offset(panel, block.first), sums, plan_.padded_dim, false});
-    if (rest > 0) tile({rows, whole, variant.step, last, sums, plan_.padded_dim, false});
+    if (whole > 0) tile({rows, 0, whole, values + layout.offset(panel, block.first), sums, plan_.padded_dim, fresh});
+    if (rest > 0) tile({rows, whole, variant.step, last, sums, plan_.padded_dim, fresh && whole == 0});
   }
 }
 
@@ -201,15 +202,16 @@ void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
   read_queries(segment, head);
   std::fill(maxima_, maxima_ + queries(), -kInfinity);
   std::fill(sums_, sums_ + queries(), 0.0);
-  std::fill(output(0), output(queries()), 0.0f);
   kept_stride_ = keeps_ ? segment.keys() + kOverhang : kBlockKeys + kOverhang;
   scratch_.scores.reserve((queries() * kept_stride_ + kOverhang) * sizeof(float));
   float* const scores = floats(scratch_.scores);
+  bool fresh = true;
   for (const KeyBlock& block : key_blocks(segment)) {
     float* const own = keeps_ ? scores + segment.first_key(block.piece) + block.first : scores;
     score(segment, block, head, own, kept_stride_);
-    weigh(segment, block, head, own, kept_stride_);
-    multiply(segment, block, head);
+    weigh(segment, block, head, own, kept_stride_, fresh);
+    multiply(segment, block, head, fresh);
+    fresh = false;
   }
 }
 
@@ -231,14 +233,15 @@ void QueryBlock::shift(size_t index, int64_t head) {
     shift_query(index, head, i, map_row(segment));
     std::copy(map_row(segment), map_row(segment) + segment.keys(), kept_scores(i));
   }
-  std::fill(output(0), output(queries()), 0.0f);
+  bool fresh = true;
   for (const KeyBlock& block : key_blocks(segment)) {
     const int64_t first = segment.first_key(block.piece) + block.first;
     for (int64_t i = 0; i < count_; ++i) {
       plan_.variant.narrow(weights(i), kept_scores(i) + first, block.count);
       std::memset(weights(i) + block.count * element_, 0, (whole_steps(block.count) - block.count) * element_);
     }
-    multiply(segment, block, head);
+    multiply(segment, block, head, fresh);
+    fresh = false;
   }
 }
 
@@ -334,19 +337,12 @@ void QueryBlock::finish(const PreparedSegment& segment) {
 
 void QueryBlock::write(int64_t head) {
   const AttentionArguments& a = *plan_.arguments;
-  const float gate = a.gate[row_];
+  const bool single = a.out.dtype == Dtype::kFloat32;
+  const auto write_row = single ? plan_.variant.write_float32 : plan_.variant.write_bfloat16;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t place = ((row_ * plan_.queries + first_ + i) * plan_.heads + head) * plan_.dim;
-    for (int64_t c = 0; c < plan_.dim; ++c) {
-      float value = gate == 0.0f ? 0.0f : total(i)[c] * gate;
-      if (a.out.dtype == Dtype::kFloat32) {
-        float& out = static_cast<float*>(a.out.data)[place + c];
-        out = a.accumulate ? out + value : value;
-      } else {
-        uint16_t& out = static_cast<uint16_t*>(a.out.data)[place + c];
-        out = BFloat16::narrow(a.accumulate ? BFloat16::widen(out) + value : value);
-      }
-    }
+    write_row(static_cast<std::byte*>(a.out.data) + place * (single ? 4 : 2), total(i), a.gate[row_], a.accumulate,
+              plan_.dim);
   }
 }
 

@@ -47,9 +47,11 @@ class QueryBlock {
   void read_queries(const PreparedSegment& segment, int64_t head);
   const std::vector<KeyBlock>& key_blocks(const PreparedSegment& segment);
   void score(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride) const;
-  void weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride);
-  void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head);
-  void multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values, const KeyBlock& block);
+  void weigh(const PreparedSegment& segment, const KeyBlock& block, int64_t head, float* scores, int64_t stride,
+             bool fresh);
+  void multiply(const PreparedSegment& segment, const KeyBlock& block, int64_t head, bool fresh);
+  void multiply_panel(const PackedLayout& layout, const Panel& panel, const std::byte* values, const KeyBlock& block,
+                      bool fresh);
   void copy_last(const PackedLayout& layout, const Panel& panel, const std::byte* values, int64_t first, int64_t rest,
                  std::byte* last) const;
   void stream(const PreparedSegment& segment, int64_t head);
