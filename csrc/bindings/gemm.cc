@@ -1,11 +1,13 @@
 #include "bridle/gemm.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings/arguments.h"
@@ -19,17 +21,48 @@ namespace {
 
 namespace py = pybind11;
 
-PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths, const std::string& dtype,
-                   const std::string& isa, bool gated) {
-  const Borrowed borrowed = borrow("weight", weight);
-  const int64_t rows = borrowed.tensor.shape.empty() ? 0 : borrowed.tensor.shape[0];
+Isa isa_or_active(const std::string& name) { return name.empty() ? active_isa() : isa_from_name(name); }
+
+WeightFormat format(int64_t rows, const std::vector<int64_t>& widths, const std::string& dtype, const std::string& isa,
+                    bool gated) {
   if (gated && rows % 2 != 0) throw std::invalid_argument("weight wants an even number of rows to be gated");
-  int64_t k = 0;
-  for (const int64_t width : widths) k += width;
-  const auto* data = static_cast<const float*>(required("weight", borrowed, Dtype::kFloat32, {rows, k}));
-  const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
+  return {gated ? rows / 2 : rows, widths, dtype_named(dtype), isa_or_active(isa), gated};
+}
+
+// weight: a tensor, or several whose rows follow each other. pool: None computes alone.
+PackedWeights pack(const py::object& weight, const std::vector<int64_t>& widths, const std::string& dtype,
+                   const std::string& isa, bool gated, ThreadPool* pool) {
+  const bool several = py::isinstance<py::list>(weight);
+  const BorrowedList weights("weight", several ? weight.cast<std::vector<py::object>>() : std::vector{weight});
+  int64_t rows = 0;
+  for (const Strided& part : weights.tensors) rows += part.shape.empty() ? 0 : part.shape[0];
+  WeightFormat wanted = format(rows, widths, dtype, isa, gated);
   py::gil_scoped_release release;
-  return PackedWeights(data, gated ? rows / 2 : rows, widths, dtype_named(dtype), chosen, gated);
+  ThreadPool alone(1);
+  return PackedWeights(std::move(wanted), weights.tensors, pool == nullptr ? alone : *pool);
+}
+
+// Keeps a Python object from threads that do not hold the GIL.
+std::shared_ptr<const void> owner_of(py::object object) {
+  return {new py::object(std::move(object)), [](py::object* held) {
+            py::gil_scoped_acquire acquire;
+            delete held;
+          }};
+}
+
+// rows: of the weights that were packed.
+PackedWeights packed_before(const py::buffer& packed, int64_t rows, const std::vector<int64_t>& widths,
+                            const std::string& dtype, const std::string& isa, bool gated) {
+  const py::buffer_info bytes = packed.request();
+  return PackedWeights(format(rows, widths, dtype, isa, gated), static_cast<const std::byte*>(bytes.ptr),
+                       static_cast<size_t>(bytes.size * bytes.itemsize), owner_of(packed));
+}
+
+py::array_t<uint8_t> memory(const std::shared_ptr<PackedWeights>& weights) {
+  py::array_t<uint8_t> view(static_cast<py::ssize_t>(weights->bytes()),
+                            reinterpret_cast<const uint8_t*>(weights->data()), py::cast(weights));
+  view.attr("setflags")(py::arg("write") = false);
+  return view;
 }
 
 void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x, const py::object& out,
@@ -74,8 +107,17 @@ void bind_gemm(py::module_& module) {
       .def_property_readonly("threads", &ThreadPool::threads);
   py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(module, "PackedWeights")
       .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "",
-           py::arg("gated") = false)
-      .def_property_readonly("bytes", &PackedWeights::bytes);
+           py::arg("gated") = false, py::arg("pool") = nullptr)
+      .def_static("packed_before", &packed_before, py::arg("packed"), py::arg("rows"), py::arg("widths"),
+                  py::arg("dtype") = "float32", py::arg("isa") = "", py::arg("gated") = false)
+      .def_property_readonly("bytes", &PackedWeights::bytes)
+      .def_property_readonly("memory", &memory);
+  module.def(
+      "weight_layout",
+      [](const std::string& dtype, const std::string& isa) {
+        return PackedWeights::layout(dtype_named(dtype), isa_or_active(isa));
+      },
+      py::arg("dtype"), py::arg("isa") = "");
   module.def("linear", &linear, py::arg("pool"), py::arg("weights"), py::arg("x"), py::arg("out"), py::kw_only(),
              py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("activation") = "");
   module.def("conv2d", &conv2d, py::arg("pool"), py::arg("weights"), py::arg("sources"), py::arg("out"), py::kw_only(),

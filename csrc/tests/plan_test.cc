@@ -73,7 +73,11 @@ struct Network {
     const auto matrix = [&](int32_t b, int64_t channels) { return image(b, {kRows * kPixels, channels}); };
     const auto weights = [](int64_t n, std::vector<int64_t> widths, int seed) {
       const int64_t k = std::accumulate(widths.begin(), widths.end(), int64_t{0});
-      return std::make_shared<PackedWeights>(pattern(n * k, seed).data(), n, widths, Dtype::kFloat32, active_isa());
+      std::vector<float> values = pattern(n * k, seed);
+      const Strided weight{values.data(), Dtype::kFloat32, {n, k}, {k, 1}};
+      ThreadPool pool(1);
+      return std::make_shared<PackedWeights>(WeightFormat{n, widths, Dtype::kFloat32, active_isa()},
+                                             std::vector<Strided>{weight}, pool);
     };
     const std::vector<int64_t> pixels = {kRows, kSide, kSide, 4}, flat = {kRows, kPixels, kChannels};
     input = plan->add_input(kRows * kPixels * 4 * 4);

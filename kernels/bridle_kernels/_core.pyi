@@ -15,16 +15,35 @@ class ThreadPool:
     def threads(self) -> int: ...
 
 class PackedWeights:
-    """Weights [N, K] float32 in the order in which a variant reads them. widths: of the spans, K together.
+    """Weights in the order in which a variant reads them: their rows one after another, widths: of the spans of K.
 
-    gated: weight is [2 N, K], N values and then their N gates; a product is value * gelu(gate).
+    weight: [N, K] or [N, taps, channels] of float32 or bfloat16, with any strides; several of a list are stacked.
+    gated: there are 2 N rows, N values and then their N gates; a product is value * gelu(gate). pool: None computes
+    alone.
     """
 
     def __init__(
-        self, weight: object, widths: Sequence[int], dtype: str = "float32", isa: str = "", gated: bool = False
+        self,
+        weight: object,
+        widths: Sequence[int],
+        dtype: str = "float32",
+        isa: str = "",
+        gated: bool = False,
+        pool: ThreadPool | None = None,
     ) -> None: ...
+    @staticmethod
+    def packed_before(
+        packed: object, rows: int, widths: Sequence[int], dtype: str = "float32", isa: str = "", gated: bool = False
+    ) -> PackedWeights:
+        """Memory of weights that had so many rows, which has to begin at a cache line. It is kept, not copied."""
     @property
     def bytes(self) -> int: ...
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        """All panels, read-only."""
+
+def weight_layout(dtype: str, isa: str = "") -> str:
+    """What packed bytes depend on beside weights and widths: bytes of another layout are not to be read."""
 
 def attention(
     pool: ThreadPool,

@@ -60,7 +60,7 @@ class NativeOps(ReferenceOps):
         size = [(h + sides[2] + sides[3] - height) // stride + 1, (w + sides[0] + sides[1] - width) // stride + 1]
         out = self._executor.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
         self._executor.conv2d(
-            self._weights.matrix("conv", [weight], lambda: weight.permute(0, 2, 3, 1).reshape(outputs, -1), widths),
+            self._weights.matrix([weight], widths),
             [_last(source) for source in sources],
             out,
             kernel=[height, width],
@@ -90,7 +90,7 @@ class NativeOps(ReferenceOps):
             return ReferenceOps.linear(x, weight, bias, residual=residual, activation=activation)
         shape = (*x.shape[:-1], outputs)
         flat = None if residual is None else residual.expand(shape).reshape(-1, outputs)
-        packed = self._weights.matrix("linear", [weight], lambda: weight.flatten(1), [inputs])
+        packed = self._weights.matrix([weight], [inputs])
         out = self._product(
             packed,
             x,
@@ -109,7 +109,7 @@ class NativeOps(ReferenceOps):
         if not _serves(weights[0], [inputs]):
             return ReferenceOps.project_heads(x, weights, heads, biases)
         widths = [weight.shape[0] for weight in weights]
-        packed = self._weights.matrix("heads", weights, lambda: torch.cat(list(weights)), [inputs])
+        packed = self._weights.matrix(weights, [inputs])
         bias = None if biases is None else self._weights.vector(*biases)
         out = self._product(packed, x, sum(widths), bias)
         ends = list(accumulate(widths))
@@ -121,7 +121,7 @@ class NativeOps(ReferenceOps):
         outputs, inputs = weight.shape[0] // 2, weight.shape[1]
         if not _serves(weight, [inputs]):
             return ReferenceOps.geglu(x, weight, bias)
-        packed = self._weights.matrix("geglu", [weight], lambda: weight, [inputs], gated=True)
+        packed = self._weights.matrix([weight], [inputs], gated=True)
         return self._product(packed, x, outputs, self._weights.vector(bias)).view(*x.shape[:-1], outputs)
 
     def group_norm(

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bridle/aligned_buffer.h"
 #include "ops/gemm/variant.h"
 
 namespace bridle {

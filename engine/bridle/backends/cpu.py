@@ -34,7 +34,7 @@ class CpuBackend(ReferenceBackend):
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self._pool = _core.ThreadPool(torch.get_num_threads())
-        self._packed = PackedWeights()
+        self._packed = PackedWeights(self._pool)
         self._programs = ProgramCache(PROGRAMS)
         super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed))
 
