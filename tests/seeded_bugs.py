@@ -34,7 +34,7 @@ class Bug:
 BUGS = (
     Bug(
         "the last element of K is dropped",
-        "csrc/ops/gemm/gemm.cc",
+        "csrc/ops/gemm/packed_weights.cc",
         "row == nullptr ? 0.0f : row[k];",
         "row == nullptr || k == k_ - 1 ? 0.0f : row[k];",
         (GEMM,),
@@ -48,7 +48,7 @@ BUGS = (
     ),
     Bug(
         "two channels are swapped",
-        "csrc/ops/gemm/gemm.cc",
+        "csrc/ops/gemm/packed_weights.cc",
         "return weight + (output + (place >= outputs ? n_ : 0)) * k_;",
         "return weight + ((output < 2 && n_ > 1 ? 1 - output : output) + (place >= outputs ? n_ : 0)) * k_;",
         (GEMM,),

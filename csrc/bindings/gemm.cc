@@ -80,11 +80,11 @@ void linear(ThreadPool& pool, const PackedWeights& weights, const py::object& x,
 }
 
 // sources: [R, h, w, C] each. kernel: height, width. padding: left, right, top, bottom. out, residual: [R * h' * w',
-// N].
+// N]. upsample: height, width, or nothing.
 void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py::object>& sources,
             const py::object& out, const std::vector<int64_t>& kernel, int64_t stride,
-            const std::vector<int64_t>& padding, int64_t upsample, const py::object& bias, const py::object& shift,
-            const py::object& residual, const std::string& activation) {
+            const std::vector<int64_t>& padding, const std::vector<int64_t>& upsample, const py::object& bias,
+            const py::object& shift, const py::object& residual, const std::string& activation) {
   const Borrowed b = borrow("bias", bias), s = borrow("shift", shift), r = borrow("residual", residual),
                  o = borrow("out", out);
   const BorrowedList images("source", sources);
@@ -122,7 +122,7 @@ void bind_gemm(py::module_& module) {
              py::arg("bias") = py::none(), py::arg("residual") = py::none(), py::arg("activation") = "");
   module.def("conv2d", &conv2d, py::arg("pool"), py::arg("weights"), py::arg("sources"), py::arg("out"), py::kw_only(),
              py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = std::vector<int64_t>{1, 1, 1, 1},
-             py::arg("upsample") = 1, py::arg("bias") = py::none(), py::arg("shift") = py::none(),
+             py::arg("upsample") = std::vector<int64_t>{}, py::arg("bias") = py::none(), py::arg("shift") = py::none(),
              py::arg("residual") = py::none(), py::arg("activation") = "");
 }
 

@@ -90,9 +90,7 @@ void bind_plan(py::module_& module) {
            py::kw_only(), py::arg("scale"), py::arg("causal"), py::arg("float32_scores"), py::arg("row_port"))
       .def("bound_attention", &record_bound_attention, py::arg("q"), py::arg("out"), py::kw_only(), py::arg("scale"),
            py::arg("float32_scores"))
-      .def("residual_add", &record_residual_add, py::arg("x"))
-      .def("add", &record_add, py::arg("x"), py::arg("values"))
-      .def("upsample", &record_upsample, py::arg("x"), py::arg("out"));
+      .def("residual_add", &record_residual_add, py::arg("x"));
   bind_frame(module);
 }
 

@@ -6,7 +6,6 @@
 
 #include "bridle/checks.h"
 #include "bridle/op_arguments.h"
-#include "bridle/upsample.h"
 
 namespace bridle {
 namespace {
@@ -97,7 +96,7 @@ void record_linear(Plan& plan, const Weights& weights, const PlanTensor& x, cons
 
 void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTensor>& sources, const PlanTensor& out,
                    const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
-                   int64_t upsample, const OptionalTensor& bias, const OptionalTensor& shift,
+                   const std::vector<int64_t>& upsample, const OptionalTensor& bias, const OptionalTensor& shift,
                    const OptionalTensor& residual, const std::string& activation) {
   const std::vector<ConvSource> inputs = conv_sources(*weights, layouts(sources));
   const ConvGeometry g = conv_geometry(sources.front().layout.shape, kernel, stride, padding, upsample);
@@ -192,29 +191,6 @@ int32_t record_residual_add(Plan& plan, const PlanTensor& x) {
     return [image, port, &frame](ThreadPool& pool) { residual_add(image, frame.residuals(port), pool); };
   });
   return port;
-}
-
-void record_add(Plan& plan, const PlanTensor& x, const PlanTensor& values) {
-  residual_image(x.layout);
-  check_compact("values", values.layout, x.layout.dtype, x.layout.shape);
-  plan.add("add", {x.buffer, values.buffer}, {x.buffer}, [=](Frame& frame) -> Plan::Step {
-    const ResidualImage image = residual_image(x.in(frame));
-    ResidualTerm term{values.at(frame), image.positions * image.channels, image.channels, {}, {}, nullptr, 0};
-    term.rows.resize(image.rows);
-    std::iota(term.rows.begin(), term.rows.end(), 0);
-    term.scale.assign(image.rows, 1.0f);
-    return [image, terms = std::vector<ResidualTerm>{term}](ThreadPool& pool) { residual_add(image, terms, pool); };
-  });
-}
-
-void record_upsample(Plan& plan, const PlanTensor& x, const PlanTensor& out) {
-  const Upsample a = upsample_of(x.layout, out.layout);
-  plan.add("upsample", {x.buffer}, {out.buffer}, [=](Frame& frame) -> Plan::Step {
-    Upsample n = a;
-    n.x = x.at(frame);
-    n.out = out.at(frame);
-    return [n](ThreadPool& pool) { upsample(n, pool); };
-  });
 }
 
 }  // namespace bridle

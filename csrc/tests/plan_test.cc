@@ -86,7 +86,7 @@ struct Network {
                   own = buffer(kChannels), cross = buffer(kChannels);
     output = buffer(kChannels);
     record_conv2d(*plan, weights(kChannels, std::vector<int64_t>(9, 4), 1), {image(input, pixels)},
-                  matrix(made, kChannels), {3, 3}, 1, {1, 1, 1, 1}, 1, image(b, {kChannels}), {}, {}, "silu");
+                  matrix(made, kChannels), {3, 3}, 1, {1, 1, 1, 1}, {}, image(b, {kChannels}), {}, {}, "silu");
     record_group_norm(*plan, {image(made, flat)}, image(normed, flat), image(s, {kChannels}), image(b, {kChannels}), 4,
                       1e-5, "");
     record_linear(*plan, weights(3 * kChannels, {kChannels}, 2), matrix(normed, kChannels), matrix(qkv, 3 * kChannels),

@@ -46,14 +46,6 @@ class Executor(Protocol):
         """See `Ops.residual_add`, of x [R, h, w, C], which may be overwritten."""
         ...
 
-    def add(self, x: Tensor, values: Tensor) -> Tensor:
-        """x + values, [R, positions, C] both; x may be overwritten."""
-        ...
-
-    def upsample(self, x: Tensor, out: Tensor) -> None:
-        """See `_core.upsample`."""
-        ...
-
 
 class Immediate:
     """Runs every kernel when it is called. Several threads may call; while one has the pool, the others compute alone."""
@@ -90,12 +82,6 @@ class Immediate:
         terms = [residual_term(residual, x) for residual in residuals]
         _core.residual_add(self._pool, out.flatten(1, 2), terms)
         return out
-
-    def add(self, x: Tensor, values: Tensor) -> Tensor:
-        return x + values
-
-    def upsample(self, x: Tensor, out: Tensor) -> None:
-        _core.upsample(self._pool, x, out)
 
 
 def residual_term(residual: ResidualTerm, image: Tensor) -> Mapping[str, object]:

@@ -43,6 +43,7 @@ class NativeOps(ReferenceOps):
         *,
         stride: int = 1,
         padding: int | tuple[int, int, int, int] = 1,
+        upsample: tuple[int, int] | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
         activation: Activation | None = None,
@@ -53,10 +54,19 @@ class NativeOps(ReferenceOps):
         widths = [source.shape[1] for source in sources] * (height * width)
         if not _serves(weight, widths):
             return ReferenceOps.conv2d(
-                x, weight, bias, stride=stride, padding=padding, shift=shift, residual=residual, activation=activation
+                x,
+                weight,
+                bias,
+                stride=stride,
+                padding=padding,
+                upsample=upsample,
+                shift=shift,
+                residual=residual,
+                activation=activation,
             )
         sides = list(padding) if isinstance(padding, tuple) else [padding] * 4
-        rows, _, h, w = sources[0].shape
+        rows = sources[0].shape[0]
+        h, w = sources[0].shape[2:] if upsample is None else upsample
         size = [(h + sides[2] + sides[3] - height) // stride + 1, (w + sides[0] + sides[1] - width) // stride + 1]
         out = self._executor.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
         self._executor.conv2d(
@@ -66,7 +76,7 @@ class NativeOps(ReferenceOps):
             kernel=[height, width],
             stride=stride,
             padding=sides,
-            upsample=1,
+            upsample=upsample or (),
             bias=None if bias is None else self._weights.vector(bias),
             shift=None if shift is None else _table(shift),
             residual=None if residual is None else _last(residual.expand(rows, outputs, *size)).view(-1, outputs),
@@ -187,19 +197,9 @@ class NativeOps(ReferenceOps):
             return ReferenceOps.residual_add(x, residuals)
         return self._executor.residual_add(_last(x), residuals).permute(0, 3, 1, 2)
 
-    def upsample(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """See `Ops.upsample`."""
-        if x.dtype not in DTYPES:
-            return ReferenceOps.upsample(x, size)
-        out = self._executor.empty(x.shape[0], *size, x.shape[1], dtype=x.dtype)
-        self._executor.upsample(_last(x), out)
-        return out.permute(0, 3, 1, 2)
-
-    def image(self, x: Tensor, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
-        """See `Ops.image`."""
-        if residual is not None and x.dtype in DTYPES:
-            x = self._executor.add(x.contiguous(), _last(residual).flatten(1, 2))
-        return ReferenceOps.image(x, size)
+    def image(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """See `Ops.image`: a view."""
+        return x.reshape(x.shape[0], *size, x.shape[2]).permute(0, 3, 1, 2)
 
     def _product(
         self,

@@ -43,11 +43,16 @@ class Ops(Protocol):
         *,
         stride: int = 1,
         padding: int | tuple[int, int, int, int] = 1,
+        upsample: tuple[int, int] | None = None,
         shift: Tensor | None = None,
         residual: Tensor | None = None,
         activation: Activation | None = None,
     ) -> Tensor:
-        """activation(conv(x) + bias + shift + residual). padding: or (left, right, top, bottom). shift: [R, Cout]."""
+        """activation(conv(x) + bias + shift + residual).
+
+        padding: or (left, right, top, bottom). upsample: (height, width) to which x is enlarged first, nearest neighbour.
+        shift: [R, Cout].
+        """
         ...
 
     def linear(
@@ -112,10 +117,6 @@ class Ops(Protocol):
         """Sinusoids of t [S] or [S, n], computed in float32: [S, n*dim] of `dtype`."""
         ...
 
-    def upsample(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Nearest neighbour to (height, width)."""
-        ...
-
     def average_pool(self, x: Tensor) -> Tensor:
         """Means of 2x2 blocks; an odd side rounds up, its last block averages what there is."""
         ...
@@ -152,8 +153,8 @@ class Ops(Protocol):
         """An image [R, C, h, w] as tokens [R, h*w, C]."""
         ...
 
-    def image(self, x: Tensor, size: tuple[int, int], residual: Tensor | None = None) -> Tensor:
-        """Tokens [R, h*w, C] as an image [R, C, h, w], plus residual."""
+    def image(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens [R, h*w, C] as an image [R, C, h, w]."""
         ...
 
     def concat(self, parts: Sequence[Tensor]) -> Tensor:
@@ -185,7 +186,6 @@ class ReferenceOps:
     attention = staticmethod(_attention.attention)
     residual_add = staticmethod(_residual_add.residual_add)
     time_embedding = staticmethod(_time_embedding.time_embedding)
-    upsample = staticmethod(_resample.upsample)
     average_pool = staticmethod(_resample.average_pool)
     spatial_mean = staticmethod(_resample.spatial_mean)
     resize_mask = staticmethod(_resample.resize_mask)

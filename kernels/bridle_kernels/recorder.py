@@ -146,13 +146,6 @@ class Recorder:
         self._program.residuals[name] = Port(self._plan.residual_add(place), x, place)
         return x
 
-    def add(self, x: Tensor, values: Tensor) -> Tensor:
-        self._plan.add(self._place(x), self._place(values))
-        return x
-
-    def upsample(self, x: Tensor, out: Tensor) -> None:
-        self._plan.upsample(self._place(x), self._place(out))
-
     def _own_attention(self, q: Tensor, segments: Sequence[Segment], out: Tensor, options: Mapping[str, Any]) -> None:
         (segment,) = segments
         (piece,) = segment.pieces

@@ -17,14 +17,16 @@ each_variant = pytest.mark.parametrize(("isa", "dtype"), VARIANTS, ids=lambda va
 SIZES = [(1, 2, 1), (5, 6, 63), (7, 320, 64), (97, 322, 65), (33, 640, 130), (200, 1000, 31), (95, 34, 129)]
 """m, K, N, around the edges of tiles, blocks and panels."""
 CONVOLUTIONS = [
-    ((4,), 8, 3, 1, (1, 1, 1, 1), 1, (2, 5, 7)),
-    ((32,), 65, 3, 2, (1, 1, 1, 1), 1, (1, 9, 6)),
-    ((16, 8), 32, 3, 1, (1, 1, 1, 1), 1, (3, 4, 4)),
-    ((10,), 12, 3, 2, (0, 1, 0, 1), 1, (2, 6, 6)),
-    ((8,), 20, 3, 1, (1, 1, 1, 1), 2, (2, 3, 5)),
-    ((6, 2), 7, 1, 1, (0, 0, 0, 0), 1, (2, 3, 3)),
+    ((4,), 8, 3, 1, (1, 1, 1, 1), None, (2, 5, 7)),
+    ((32,), 65, 3, 2, (1, 1, 1, 1), None, (1, 9, 6)),
+    ((16, 8), 32, 3, 1, (1, 1, 1, 1), None, (3, 4, 4)),
+    ((10,), 12, 3, 2, (0, 1, 0, 1), None, (2, 6, 6)),
+    ((8,), 20, 3, 1, (1, 1, 1, 1), (6, 10), (2, 3, 5)),
+    ((8, 4), 20, 3, 2, (0, 1, 2, 0), (5, 9), (2, 3, 5)),
+    ((4,), 66, 3, 1, (1, 1, 1, 1), (11, 13), (3, 4, 3)),
+    ((6, 2), 7, 1, 1, (0, 0, 0, 0), None, (2, 3, 3)),
 ]
-"""Channels of the sources, outputs, kernel, stride, padding, upsampling, (R, h, w)."""
+"""Channels of the sources, outputs, kernel, stride, padding, size after upsampling, (R, h, w)."""
 
 
 def rand(seed: int, *shape: int) -> Tensor:
@@ -133,19 +135,20 @@ def conv2d(sources: list[Tensor], weight: Tensor, isa: str, case: tuple, **named
     dtype = sources[0].dtype
     widths = [source.shape[1] for source in sources] * kernel**2
     weights = packed(weight.permute(0, 2, 3, 1).reshape(outputs, -1), widths, isa, dtype)
-    out_width = (width * upsample + padding[0] + padding[1] - kernel) // stride + 1
-    out_height = (height * upsample + padding[2] + padding[3] - kernel) // stride + 1
+    full_height, full_width = upsample or (height, width)
+    out_width = (full_width + padding[0] + padding[1] - kernel) // stride + 1
+    out_height = (full_height + padding[2] + padding[3] - kernel) // stride + 1
     target = Guarded(rows * out_height * out_width, outputs, dtype)
     last = [source.permute(0, 2, 3, 1).contiguous() for source in sources]
     pool = _core.ThreadPool(2)
-    options = {"kernel": [kernel, kernel], "stride": stride, "padding": list(padding), "upsample": upsample}
+    options = {"kernel": [kernel, kernel], "stride": stride, "padding": list(padding), "upsample": upsample or ()}
     _core.conv2d(pool, weights, last, target.out, **options, **named)
     return target.check().view(rows, out_height, out_width, outputs).permute(0, 3, 1, 2)
 
 
 def torch_conv2d(x: Tensor, weight: Tensor, case: tuple) -> Tensor:
     _, _, _, stride, padding, upsample, _ = case
-    x = x.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+    x = x if upsample is None else F.interpolate(x, upsample, mode="nearest")
     return F.conv2d(F.pad(x, padding), weight, stride=stride)
 
 
@@ -204,7 +207,8 @@ def test_what_does_not_fit_is_named() -> None:
     ("changes", "message"),
     [
         ({"stride": 0}, "stride wants 1 or more"),
-        ({"upsample": 0}, "upsample wants 1 or more"),
+        ({"upsample": [0, 2]}, "upsample wants nothing or two numbers of 1 or more"),
+        ({"upsample": [2]}, "upsample wants nothing or two numbers of 1 or more"),
         ({"padding": [0, -1, 0, 0]}, "padding wants numbers of 0 or more"),
         ({"padding": [0, 0, 0, 0]}, "source is less high than the kernel"),
         ({"out": None}, "out is None"),

@@ -61,9 +61,9 @@ CALLS: dict[str, Call] = {
             Residual(r(3, 12, 1, 1), r(3).float(), None, r(1, 1, 5, 4).float()),
         ],
     ),
-    "upsample": lambda ops, r: ops.upsample(r(2, 12, 5, 4), (10, 8)),
-    "upsample, odd": lambda ops, r: ops.upsample(r(2, 12, 7, 3), (13, 5)),
-    "image of tokens": lambda ops, r: ops.image(r(2, 20, 12), (5, 4), residual=r(2, 12, 5, 4)),
+    "conv2d, upsampled": lambda ops, r: ops.conv2d(r(2, 12, 5, 4), r(6, 12, 3, 3), upsample=(10, 8)),
+    "conv2d, upsampled to odd sides": lambda ops, r: ops.conv2d(r(2, 12, 7, 3), r(6, 12, 3, 3), upsample=(13, 5)),
+    "image of tokens": lambda ops, r: ops.image(r(2, 20, 12), (5, 4)),
     "geglu": lambda ops, r: ops.geglu(r(2, 9, 12), r(20, 12), r(20)),
     "group_norm": lambda ops, r: ops.group_norm(r(2, 12, 5, 4), r(12), r(12), 4, 1e-5, activation="silu"),
     "group_norm, a pair, affine": lambda ops, r: ops.group_norm(

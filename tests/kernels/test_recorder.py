@@ -37,7 +37,7 @@ class Network:
         self._generator = torch.Generator().manual_seed(seed)
         self.weights = {
             "conv": self.rand(WIDTH, 4, 3, 3),
-            "down": self.rand(WIDTH, WIDTH, 3, 3),
+            **{name: self.rand(WIDTH, WIDTH, 3, 3) for name in ("down", "up")},
             "join": self.rand(WIDTH, 2 * WIDTH, 1, 1),
             "geglu": self.rand(4 * WIDTH, WIDTH),
             "back": self.rand(WIDTH, 2 * WIDTH),
@@ -69,9 +69,9 @@ class Network:
         (q,) = ops.project_heads(h, [w["q2"]], HEADS)
         h = ops.linear(ops.attention(q, segments), w["out"], residual=h)
         h = ops.linear(ops.geglu(h, w["geglu"], w["geglu_bias"]), w["back"], residual=h)
-        x = ops.image(h, (6, 5), residual=x)
+        x = ops.image(ops.linear(h, w["out"], residual=ops.tokens(x)), (6, 5))
         small = ops.conv2d(x, w["down"], stride=2)
-        return ops.conv2d((x, ops.upsample(small, (6, 5))), w["join"], padding=0)
+        return ops.conv2d((x, ops.conv2d(small, w["up"], upsample=(6, 5))), w["join"], padding=0)
 
     def immediate(self, threads: int = 2) -> Tensor:
         ops = NativeOps(Immediate(_core.ThreadPool(threads)), PackedWeights())

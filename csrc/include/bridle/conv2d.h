@@ -14,21 +14,21 @@ struct ConvSource {
   int64_t channels;
 };
 
-// Sizes are those of the output; the input is as large as its sources. upsample: every input pixel is read as a square
-// of that side, so nearest-neighbour upsampling costs nothing.
+// The input is as large as its sources, and read as if nearest-neighbour upsampling had made it full_height by
+// full_width: the large image is never in memory.
 struct ConvGeometry {
-  int64_t rows, height, width;  // of the input, before upsampling
+  int64_t rows, height, width;
+  int64_t full_height, full_width;
   int64_t out_height, out_width;
   int64_t kernel_height, kernel_width;
   int64_t stride;
   int64_t pad_top, pad_left;
-  int64_t upsample;
 };
 
-// shape: [R, h, w, C] of a source. kernel: height, width. padding: left, right, top, bottom. Throws
-// std::invalid_argument for what makes no sense.
+// shape: [R, h, w, C] of a source. kernel: height, width. padding: left, right, top, bottom. upsample: height, width,
+// or nothing for the source's own. Throws std::invalid_argument for what makes no sense.
 ConvGeometry conv_geometry(const std::vector<int64_t>& shape, const std::vector<int64_t>& kernel, int64_t stride,
-                           const std::vector<int64_t>& padding, int64_t upsample);
+                           const std::vector<int64_t>& padding, const std::vector<int64_t>& upsample);
 
 // Throws std::invalid_argument unless the weights have a span for each tap and source.
 void check_spans(const PackedWeights& weights, const std::vector<ConvSource>& sources, const ConvGeometry& geometry);
@@ -45,6 +45,7 @@ class ConvRows final : public LeftOperand {
   ConvGeometry g_;
   const void* zeros_;
   int64_t bytes_;
+  std::vector<int32_t> lines_, columns_;  // of the input, for every place of the padded image; -1 = outside
 };
 
 }  // namespace bridle

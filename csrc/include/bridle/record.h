@@ -38,7 +38,7 @@ void record_linear(Plan& plan, const Weights& weights, const PlanTensor& x, cons
 
 void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTensor>& sources, const PlanTensor& out,
                    const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
-                   int64_t upsample, const OptionalTensor& bias, const OptionalTensor& shift,
+                   const std::vector<int64_t>& upsample, const OptionalTensor& bias, const OptionalTensor& shift,
                    const OptionalTensor& residual, const std::string& activation);
 
 void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const PlanTensor& out,
@@ -58,10 +58,5 @@ int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor
 
 // x: [R, positions, C], is added to. Its terms are bound to the port that is returned.
 int32_t record_residual_add(Plan& plan, const PlanTensor& x);
-
-// x: [R, positions, C], values of the same shape are added to it.
-void record_add(Plan& plan, const PlanTensor& x, const PlanTensor& values);
-
-void record_upsample(Plan& plan, const PlanTensor& x, const PlanTensor& out);
 
 }  // namespace bridle

@@ -61,7 +61,7 @@ def transformer(
         h = _self_attention(ops, weights, name, block.heads, config.upcast_attention, h, self_rows)
         h = _cross_attention(ops, weights, name, block.heads, config.upcast_attention, h, context)
         h = _feed_forward(ops, weights, name, h)
-    return ops.image(layers.linear(ops, weights, f"{block.name}.proj_out", h), size, residual=x)
+    return ops.image(layers.linear(ops, weights, f"{block.name}.proj_out", h, residual=ops.tokens(x)), size)
 
 
 def _self_attention(

@@ -19,6 +19,7 @@ def conv(
     *,
     stride: int = 1,
     padding: int | tuple[int, int, int, int] = 1,
+    upsample: tuple[int, int] | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     activation: Activation | None = None,
@@ -26,7 +27,15 @@ def conv(
     """`ops.conv2d` with the weights of `name`; a missing bias is none."""
     weight, bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")
     return ops.conv2d(
-        x, weight, bias, stride=stride, padding=padding, shift=shift, residual=residual, activation=activation
+        x,
+        weight,
+        bias,
+        stride=stride,
+        padding=padding,
+        upsample=upsample,
+        shift=shift,
+        residual=residual,
+        activation=activation,
     )
 
 

@@ -69,7 +69,7 @@ def decode(ops: Ops, weights: Weights, config: TaesdConfig, latents: Tensor) -> 
     for blocks in config.decoder_blocks[:-1]:
         x = _blocks(ops, weights, "decoder", index, blocks, x)
         size = (2 * size[0], 2 * size[1])
-        x = layers.conv(ops, weights, f"decoder.layers.{index + blocks + 1}", ops.upsample(x, size))
+        x = layers.conv(ops, weights, f"decoder.layers.{index + blocks + 1}", x, upsample=size)
         index += blocks + 2
     x = _blocks(ops, weights, "decoder", index, config.decoder_blocks[-1], x)
     x = layers.conv(ops, weights, f"decoder.layers.{index + config.decoder_blocks[-1]}", x)

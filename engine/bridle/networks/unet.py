@@ -114,7 +114,7 @@ def _decode(trunk: Trunk, stages: Sequence[Stage], x: Tensor, skips: list[Tensor
         k = len(skips) - 1
         x = trunk.run(stage, (x, _add(trunk.ops, residuals, f"skip.{k}", skips.pop())))
         if stage.resample:
-            larger = trunk.ops.upsample(x, trunk.sizes[stage.level - 1])
-            x = layers.conv(trunk.ops, trunk.weights, stage.resample, larger)
+            size = trunk.sizes[stage.level - 1]
+            x = layers.conv(trunk.ops, trunk.weights, stage.resample, x, upsample=size)
         x = trunk.ops.name_point(x, f"decoder.{index}")
     return x

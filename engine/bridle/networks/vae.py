@@ -83,7 +83,7 @@ def vae_decode(ops: Ops, weights: Weights, config: VaeConfig, latents: Tensor) -
             x = res_block(ops, weights, f"decoder.up_blocks.{level}.resnets.{layer}", x, config.groups, EPS)
         if level + 1 < len(config.block_out_channels):
             size = (2 * size[0], 2 * size[1])
-            x = layers.conv(ops, weights, _upsampler(level), ops.upsample(x, size))
+            x = layers.conv(ops, weights, _upsampler(level), x, upsample=size)
     return _head(ops, weights, "decoder", config, x)
 
 
@@ -143,8 +143,8 @@ def _attention(ops: Ops, weights: Weights, name: str, groups: int, x: Tensor) ->
     biases = [weights[f"{part}.bias"] for part in parts]
     q, k, v = ops.project_heads(tokens, [weights[f"{part}.weight"] for part in parts], 1, biases)
     out = ops.attention(q, (Segment((Piece(k, v),)),))
-    projected = layers.linear(ops, weights, f"{name}.to_out.0", out)
-    return ops.image(projected, (x.shape[-2], x.shape[-1]), residual=x)
+    projected = layers.linear(ops, weights, f"{name}.to_out.0", out, residual=ops.tokens(x))
+    return ops.image(projected, (x.shape[-2], x.shape[-1]))
 
 
 def _head(ops: Ops, weights: Weights, part: str, config: VaeConfig, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ def conv2d(
     *,
     stride: int = 1,
     padding: int | tuple[int, int, int, int] = 1,
+    upsample: tuple[int, int] | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     activation: Activation | None = None,
@@ -21,9 +22,12 @@ def conv2d(
     """activation(conv(x, weight) + bias + shift + residual): [R, Cout, h', w'].
 
     x: [R, Cin, h, w], or a pair whose channels add up to Cin. weight: [Cout, Cin, kh, kw]. padding: zeros on every side,
-    or (left, right, top, bottom). shift: [R, Cout], added to every position. residual: broadcasts to the result.
+    or (left, right, top, bottom). upsample: (height, width) to which x is enlarged first, by nearest neighbour. shift:
+    [R, Cout], added to every position. residual: broadcasts to the result.
     """
     image = torch.cat(x, 1) if isinstance(x, tuple) else x
+    if upsample is not None:
+        image = F.interpolate(image, upsample, mode="nearest")
     if isinstance(padding, tuple):
         image, padding = F.pad(image, padding), 0
     out = F.conv2d(image, weight, bias, stride, padding)

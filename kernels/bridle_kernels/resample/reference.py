@@ -4,11 +4,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def upsample(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest neighbour: [R, C, *size]. x: [R, C, h, w]."""
-    return F.interpolate(x, size, mode="nearest")
-
-
 def average_pool(x: Tensor) -> Tensor:
     """Means of 2x2 blocks: [R, C, ceil(h/2), ceil(w/2)]; a block at an odd edge averages the pixels it has."""
     return F.avg_pool2d(x, 2, ceil_mode=True)

@@ -1,13 +1,10 @@
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <stdexcept>
 #include <vector>
 
 #include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "bindings/residual_terms.h"
-#include "bridle/upsample.h"
 
 namespace bridle::python {
 namespace {
@@ -23,19 +20,10 @@ void run_residual_add(ThreadPool& pool, const py::object& x, const py::list& ter
   residual_add(image, found, pool);
 }
 
-// x: [R, h, w, C]. out: [R, h', w', C].
-void run_upsample(ThreadPool& pool, const py::object& x, const py::object& out) {
-  const Borrowed from = borrow("x", x), to = borrow("out", out);
-  const Upsample a = upsample_of(from.tensor, to.tensor);
-  py::gil_scoped_release release;
-  upsample(a, pool);
-}
-
 }  // namespace
 
-void bind_image_ops(py::module_& module) {
+void bind_residual_add(py::module_& module) {
   module.def("residual_add", &run_residual_add, py::arg("pool"), py::arg("x"), py::arg("terms"));
-  module.def("upsample", &run_upsample, py::arg("pool"), py::arg("x"), py::arg("out"));
 }
 
 }  // namespace bridle::python
