@@ -35,8 +35,8 @@ BUGS = (
     Bug(
         "the last element of K is dropped",
         "csrc/ops/gemm/packed_weights.cc",
-        "row == nullptr ? 0.0f : row[k];",
-        "row == nullptr || k == k_ - 1 ? 0.0f : row[k];",
+        "const int64_t used = k_ * variant_->panel_width",
+        "const int64_t used = (k_ - 1) * variant_->panel_width",
         (GEMM,),
     ),
     Bug(
@@ -49,8 +49,8 @@ BUGS = (
     Bug(
         "two channels are swapped",
         "csrc/ops/gemm/packed_weights.cc",
-        "return weight + (output + (place >= outputs ? n_ : 0)) * k_;",
-        "return weight + ((output < 2 && n_ > 1 ? 1 - output : output) + (place >= outputs ? n_ : 0)) * k_;",
+        "stack.row(output + (place >= outputs ? n : 0))",
+        "stack.row((output < 2 && n > 1 ? 1 - output : output) + (place >= outputs ? n : 0))",
         (GEMM,),
     ),
     Bug(
