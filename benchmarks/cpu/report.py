@@ -1,0 +1,106 @@
+"""The JSON file: what was measured, when and where; measurements of other days stay until they are measured again."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cpu.measure import Measurement
+from cpu.systems import SYSTEMS
+from cpu.workloads import WORKLOADS
+
+Report = dict[str, Any]
+"""{"workloads": {name: {"title", "systems": {name: {...}}, "ratios": {ours: {peer: {...}}}}}}."""
+
+_PACKAGES = ("torch", "diffusers", "onnxruntime", "onnx", "openvino")
+
+
+def machine(threads: int, rounds: int) -> dict[str, Any]:
+    """Where and with what something was measured."""
+    from bridle_kernels import available_isas
+
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "git": commit(),
+        "cpu": cpu_name(),
+        "isas": available_isas(),
+        "threads": threads,
+        "rounds": rounds,
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def commit() -> str:
+    """The git id, with a mark where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def cpu_name() -> str:
+    """As the system calls it, with family and model, which say more."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (part.strip() for part in line.split(":", 1)) for line in path.read_text().splitlines() if ":" in line
+    )
+    return f"{fields.get('model name', '?')}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def read(path: Path) -> Report:
+    """What is there, or nothing."""
+    return json.loads(path.read_text()) if path.exists() else {"workloads": {}}
+
+
+def merge(report: Report, workload: str, measured: Measurement, where: Mapping[str, Any]) -> Report:
+    """The report with what is new. A system that was measured anew loses its old ratios."""
+    old = report["workloads"].get(workload, {"systems": {}, "ratios": {}})
+    systems = {**old["systems"], **{name: {**entry, **where} for name, entry in measured.systems.items()}}
+    ratios: dict[str, dict[str, Any]] = {
+        ours: {
+            peer: entry for peer, entry in peers.items() if not (ours in measured.systems and peer in measured.systems)
+        }
+        for ours, peers in old["ratios"].items()
+    }
+    for (ours, peer), ratio in measured.pairs.items():
+        ratios.setdefault(ours, {})[peer] = {"ratio": ratio, "date": where["date"], "git": where["git"]}
+    entry = {
+        "title": WORKLOADS[workload].title,
+        "systems": {name: systems[name] for name in SYSTEMS if name in systems},
+        "ratios": {ours: peers for ours, peers in ratios.items() if peers},
+    }
+    workloads = {**report["workloads"], workload: entry}
+    return {"workloads": {name: workloads[name] for name in WORKLOADS if name in workloads}}
+
+
+def write(report: Report, path: Path) -> None:
+    """As indented JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table(report: Report, workload: str) -> str:
+    """Lines for people."""
+    entry = report["workloads"][workload]
+    lines = [f"{workload}: {entry['title']}"]
+    for name, found in entry["systems"].items():
+        if "problem" in found:
+            lines.append(f"  {name:<20} {found['problem']}")
+            continue
+        ratios = " ".join(
+            f"{peers[name]['ratio']:.2f}x/{ours}" for ours, peers in entry["ratios"].items() if name in peers
+        )
+        lines.append(f"  {name:<20} {found['seconds']:>8.3f} s {found['run_mib']:>7.0f} MiB  {ratios}")
+    return "\n".join(lines)
