@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpu import report
+from cpu.machine import machine
 from cpu.measure import Session
 from cpu.plot import draw
 from cpu.process import run_to_end
@@ -42,7 +43,7 @@ def measure(workspace: Workspace, workload: str, systems: Sequence[str], argumen
     """Measures a workload and adds it to the report."""
     run_to_end("prepare", workspace, workload, REFERENCE["peers"][0], arguments.threads)
     found = Session(workspace, workload, arguments.threads, arguments.rounds).measure(systems)
-    where = report.machine(arguments.threads, arguments.rounds)
+    where = machine(arguments.threads, arguments.rounds)
     merged = report.merge(report.read(arguments.out), workload, found, where)
     report.write(merged, arguments.out)
     print(report.table(merged, workload))
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.only or arguments.plot is None:
         with tempfile.TemporaryDirectory() as temporary:
-            workspace = Workspace(arguments.workspace or Path(temporary), arguments.size)
+            workspace = Workspace((arguments.workspace or Path(temporary)).resolve(), arguments.size)
             for workload, systems in pairs(arguments.only).items():
                 measure(workspace, workload, systems, arguments)
     if arguments.plot is not None:

@@ -1,0 +1,50 @@
+"""Where and with what something was measured."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bridle_kernels import available_isas
+
+_PACKAGES = ("torch", "diffusers", "onnxruntime", "onnx", "openvino")
+
+
+def machine(threads: int, rounds: int) -> dict[str, Any]:
+    """Where and with what something was measured."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "git": commit(),
+        "cpu": cpu_name(),
+        "isas": available_isas(),
+        "threads": threads,
+        "rounds": rounds,
+        "versions": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def commit() -> str:
+    """The git id, with a mark where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip()
+
+
+def cpu_name() -> str:
+    """As the system calls it, with family and model, which say more."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (part.strip() for part in line.split(":", 1)) for line in path.read_text().splitlines() if ":" in line
+    )
+    return f"{fields.get('model name', '?')}, family {fields.get('cpu family', '?')}, model {fields.get('model', '?')}"
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

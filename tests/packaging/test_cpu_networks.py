@@ -1,0 +1,144 @@
+"""The CPU benchmark: registries, gates, the merge of reports, and one small run of ours beside PyTorch."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import cpu_networks
+import cpu_profile
+from cpu import gates, report
+from cpu.ceiling import Ceiling, higher, name_for
+from cpu.measure import Measurement, Session, interleaved
+from cpu.process import Process, SystemFailure
+from cpu.runtimes import EXPORTERS, RUNTIMES
+from cpu.systems import REFERENCE, SYSTEMS, judges, takes_part
+from cpu.workloads import WORKLOADS
+from cpu.workspace import Workspace
+
+WHERE = {"date": "2026-11-26", "git": "0000000"}
+
+
+def test_registries_fit_together() -> None:
+    assert {system.runtime for system in SYSTEMS.values()} == {*RUNTIMES, "bridle"}
+    assert EXPORTERS.keys() <= RUNTIMES.keys()
+    for workload in WORKLOADS.values():
+        for name, system in SYSTEMS.items():
+            right, torch_own = judges(system, workload)
+            assert SYSTEMS[right].dtype == "float32" and SYSTEMS[torch_own].dtype == "bfloat16"
+            assert system.gib(workload) > 0.4
+            assert takes_part(right, workload)
+            if name in REFERENCE["own"]:
+                assert takes_part(name, workload) == workload.own_reference
+
+
+def test_only_chooses_workloads_and_systems() -> None:
+    assert cpu_networks.pairs([]).keys() == WORKLOADS.keys()
+    chosen = cpu_networks.pairs(["decode:openvino-bf16,bridle-bf16", "step", "step:bridle-bf16"])
+    assert list(chosen) == ["step", "decode"]
+    assert chosen["decode"] == ["bridle-bf16", "openvino-bf16"]
+    assert "bridle-fp32-avx2" in chosen["step"] and "reference-fp32" not in chosen["step"]
+    for wrong in ("steps", "step:bridle"):
+        with pytest.raises(SystemExit, match="--only: no"):
+            cpu_networks.pairs([wrong])
+
+
+def test_float32_gate() -> None:
+    right = {"latents": torch.randn(1, 4, 8, 8)}
+    gates.check_float32(gates.distances({"latents": right["latents"] * (1 + 5e-5)}, right))
+    for wrong in (right["latents"] * (1 + 2e-4), right["latents"].flip(3), right["latents"] * float("nan")):
+        with pytest.raises(gates.GateError, match="relative distance"):
+            gates.check_float32(gates.distances({"latents": wrong}, right))
+    with pytest.raises(gates.GateError, match="outputs are"):
+        gates.distances({"images": right["latents"]}, right)
+    with pytest.raises(gates.GateError, match="the reference"):
+        gates.distances({"latents": right["latents"][:, :3]}, right)
+
+
+@pytest.mark.parametrize(("ours", "limit"), [(True, 1.25), (False, 2.0)])
+def test_bfloat16_gate(ours: bool, limit: float) -> None:
+    torch_own = {"latents": 0.01, "maps": 0.002}
+    gates.check_bfloat16({"latents": 0.01 * limit, "maps": 0.001}, torch_own, ours)
+    with pytest.raises(gates.GateError, match="maps"):
+        gates.check_bfloat16({"latents": 0.01, "maps": 0.0021 * limit}, torch_own, ours)
+    with pytest.raises(gates.GateError, match="latents"):
+        gates.check_bfloat16({"latents": float("nan"), "maps": 0.002}, torch_own, ours)
+
+
+def test_merge_keeps_what_was_not_measured_again() -> None:
+    first = Measurement(
+        {name: {"seconds": 1.0} for name in ("eager-fp32", "bridle-bf16", "openvino-bf16")},
+        {("bridle-bf16", "eager-fp32"): 2.0, ("bridle-bf16", "openvino-bf16"): 1.5},
+    )
+    merged = report.merge({"workloads": {}}, "step", first, WHERE)
+    merged = report.merge(merged, "decode", first, WHERE)
+    second = Measurement(
+        {"bridle-bf16": {"seconds": 0.5}, "eager-fp32": {"problem": "wrong"}}, {("bridle-bf16", "compiled-bf16"): 3.0}
+    )
+    merged = report.merge(merged, "step", second, {"date": "2026-12-01", "git": "1111111"})
+    step, decode = merged["workloads"]["step"], merged["workloads"]["decode"]
+    assert decode["ratios"]["bridle-bf16"]["eager-fp32"]["ratio"] == 2.0
+    assert step["systems"]["bridle-bf16"] == {"seconds": 0.5, "date": "2026-12-01", "git": "1111111"}
+    assert step["systems"]["openvino-bf16"] == {"seconds": 1.0, **WHERE}
+    assert step["systems"]["eager-fp32"]["problem"] == "wrong" and "seconds" not in step["systems"]["eager-fp32"]
+    ratios = {peer: (entry["ratio"], entry["git"]) for peer, entry in step["ratios"]["bridle-bf16"].items()}
+    assert ratios == {"openvino-bf16": (1.5, "0000000"), "compiled-bf16": (3.0, "1111111")}
+
+
+def test_rounds_take_turns() -> None:
+    order: list[str] = []
+    runs = {name: lambda name=name: order.append(name) or float(len(order)) for name in "abc"}
+    seconds = interleaved(runs, 2, "test")
+    assert order == ["a", "b", "c", "b", "c", "a"]
+    assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
+
+
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    process = Process(Workspace(tmp_path, "tiny"), "step", "bridle-fp32", 1)
+    with pytest.raises(SystemFailure, match="ModelLoadError"):
+        process.started()
+    process.close()
+
+
+def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "networks.json"
+    cpu_networks.main(
+        [
+            *("--size", "tiny", "--threads", "1", "--rounds", "2", "--workspace", str(tmp_path / "workspace")),
+            *("--out", str(out), "--only", "step:bridle-fp32,eager-fp32"),
+        ]
+    )
+    step = json.loads(out.read_text())["workloads"]["step"]
+    for entry in step["systems"].values():
+        assert entry["seconds"] > 0.0 and entry["distance"] <= gates.FLOAT32 and entry["run_mib"] > 50.0
+        assert entry["threads"] == 1 and entry["versions"]["torch"] == torch.__version__ and entry["git"]
+    assert step["ratios"]["bridle-fp32"]["eager-fp32"]["ratio"] > 0.0
+    assert "bridle-fp32" in capsys.readouterr().out
+
+    # The same outputs held against others are refused, and nothing of them is timed.
+    workspace = Workspace(tmp_path / "workspace", "tiny")
+    torch.save({"latents": torch.randn(1, 4, 16, 16)}, workspace.output("step", "eager-fp32"))
+    found = Session(workspace, "step", threads=1, rounds=1).measure(["bridle-fp32"])
+    assert "relative distance" in found.systems["bridle-fp32"]["problem"] and not found.pairs
+
+
+def test_ceilings() -> None:
+    with Ceiling() as ceiling:
+        found = ceiling.measure(1)
+    assert found["copy"] > 0.1 and all(value > 0.1 for value in found.values())
+    assert higher({"copy": 1.0, "float32": 5.0}, {"copy": 2.0, "float32": 4.0}) == {"copy": 2.0, "float32": 5.0}
+    assert name_for("bfloat16", "avx512_bf16") == "bfloat16" and name_for("bfloat16", "amx") == "amx_bfloat16"
+
+
+def test_profiles_of_plans() -> None:
+    profiles = [
+        [("conv2d", 3.0), ("linear", 1.0), ("conv2d", 2.0)],
+        [("conv2d", 1.0), ("linear", 2.0), ("conv2d", 2.5)],
+    ]
+    best = cpu_profile.fastest(profiles)
+    assert best == [("conv2d", 1.0), ("linear", 1.0), ("conv2d", 2.0)]
+    lines = cpu_profile.table(best, 5.0, top=1).splitlines()
+    assert lines[0] == "5.000 s, 4.000 s of it in 3 ops of plans"
+    assert lines[1].split() == ["conv2d", "2", "3.000", "s", "75.0%"]
+    assert lines[-1].split() == ["2", "conv2d", "2000.0", "ms"]
