@@ -6,10 +6,11 @@ from torch import Tensor
 
 FLOAT32 = 1e-4
 """Largest relative distance of a float32 system."""
-BFLOAT16 = {True: 1.25, False: 2.0}
+BFLOAT16 = {True: 1.25, False: 4.0}
 """Largest distance of a bfloat16 system over that of PyTorch's own bfloat16, by whether the system is ours.
 
-Peers may be less exact than we may: they choose roundings of their own, and what they gain by that is theirs.
+Peers may be less exact than we may, and some are, where they round what PyTorch keeps in float32, such as timesteps: what
+they gain by that is theirs, and the report has their distance.
 """
 
 

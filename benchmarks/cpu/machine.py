@@ -9,6 +9,7 @@ from typing import Any
 
 from bridle_kernels import available_isas
 
+ROOT = Path(__file__).parents[2]
 _PACKAGES = ("torch", "diffusers", "onnxruntime", "onnx", "openvino")
 
 
@@ -26,10 +27,14 @@ def machine(threads: int, rounds: int) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The git id, with a mark where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    """The git id, with a mark where the code that is measured differs from it."""
+    head = _git("rev-parse", "--short", "HEAD").stdout.strip()
+    changed = _git("diff", "--quiet", "HEAD", "--", "engine", "kernels", "csrc").returncode != 0
+    return f"{head}-dirty" if changed else head
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def cpu_name() -> str:
