@@ -61,7 +61,7 @@ def openvino(make: Make, dtype: torch.dtype, inputs: Inputs, files: Path, notes:
             "PERFORMANCE_HINT": "LATENCY",
         },
     )
-    notes["precision"] = str(model.get_property("INFERENCE_PRECISION_HINT"))
+    notes["precision"] = model.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     notes["capabilities"] = " ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     request = model.create_infer_request()
 
