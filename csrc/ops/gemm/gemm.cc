@@ -36,15 +36,31 @@ const GemmVariant& gemm_variant(Dtype dtype, Isa isa) {
 
 namespace {
 
+// The rows of a product in blocks that differ by one tile at most: equal tasks are shared out evenly.
+class RowBlocks {
+ public:
+  RowBlocks(const GemmVariant& variant, int64_t m)
+      : m_(m), rows_(variant.rows), tiles_(quotient(m, rows_)), count_(quotient(m, variant.block_rows)) {}
+
+  int64_t count() const { return count_; }
+  // The first row of a block; that of the block behind the last is m.
+  int64_t first(int64_t block) const { return std::min(m_, block * tiles_ / count_ * rows_); }
+
+ private:
+  static int64_t quotient(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
+
+  int64_t m_, rows_, tiles_, count_;
+};
+
 // One task: a block of rows times one panel. sums: [block rows][panel width].
 class Block {
  public:
-  Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t panel, float* sums)
+  Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t end, int64_t panel, float* sums)
       : weights_(weights),
         variant_(weights.variant()),
         a_(a),
         first_(first),
-        count_(std::min(variant_.block_rows, a.m - first)),
+        count_(end - first),
         panel_(panel),
         sums_(sums) {}
 
@@ -110,10 +126,11 @@ class Block {
 }  // namespace
 
 void gemm(const PackedWeights& weights, const GemmArguments& arguments, ThreadPool& pool) {
-  const int64_t rows = weights.variant().block_rows, blocks = (arguments.m + rows - 1) / rows;
-  pool.run(blocks * weights.panels(), [&](int64_t task) {
+  const RowBlocks blocks(weights.variant(), arguments.m);
+  pool.run(blocks.count() * weights.panels(), [&](int64_t task) {
     alignas(kAlignment) float sums[kMostBlockRows * 64];
-    Block(weights, arguments, task / weights.panels() * rows, task % weights.panels(), sums).run();
+    const int64_t block = task / weights.panels(), panel = task % weights.panels();
+    Block(weights, arguments, blocks.first(block), blocks.first(block + 1), panel, sums).run();
   });
 }
 
