@@ -1,39 +1,94 @@
-"""Weights as the C++ core reads them: packed at their first use, kept as long as the weights themselves."""
+"""Weights as the C++ core reads them: packed at their first use or mapped from the cache on disk, kept as long as the
+weights themselves."""
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from bridle_kernels import _core
+from bridle_kernels.attention.native import DTYPES
+from bridle_kernels.packed_cache import PackedCache
+from bridle_kernels.packed_network import PackedNetwork
+from bridle_kernels.stored_weights import StoredWeights
 
 
 class PackedWeights:
-    """Packed matrices and float32 vectors of tensors that live somewhere else.
+    """Packed matrices and float32 vectors of tensors that live somewhere else. Threads may share it.
 
-    pool: packs; None is the thread that asks.
+    pool: packs; None is the thread that asks. cache: None keeps nothing on disk.
     """
 
-    def __init__(self, pool: "_core.ThreadPool | None" = None) -> None:
+    def __init__(self, pool: "_core.ThreadPool | None" = None, cache: PackedCache | None = None) -> None:
         self._pool = pool
+        self._cache = cache
+        self._lock = threading.RLock()
         self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
         self._floats: dict[tuple[int, ...], Tensor] = {}
+        self._stand_ins = WeakTensorKeyDictionary()
+        self._network: PackedNetwork | None = None
 
     def __len__(self) -> int:
         """How many matrices are packed."""
         return len(self._packed)
 
+    @contextmanager
+    def network(self, weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+        """The weights of a network that is going to be recorded: matrices are on "meta", vectors are themselves.
+
+        What is packed of these is read from where it is stored, or not at all where the cache has it. The cache keeps
+        what was new. Networks are recorded one at a time.
+        """
+        stored = weights if isinstance(weights, StoredWeights) else StoredWeights(weights)
+        with self._lock:
+            given = {name: self._stand_in(stored, name) for name in stored}
+            self._network = PackedNetwork(
+                {id(weight): stored.source(name) for name, weight in given.items() if weight.is_meta},
+                [weight for weight in given.values() if weight.is_meta],
+                self._cache,
+                1 if self._pool is None else self._pool.threads,
+            )
+            try:
+                yield given
+                self._network.save()
+            finally:
+                self._network = None
+
     def matrix(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool = False) -> "_core.PackedWeights":
         """The packed product with weights [N, K] or of convolutions [N, C, kh, kw], their rows one after another."""
         key = (gated, *map(id, weights), *widths)
         found = self._packed.get(key)
-        if found is None:
+        if found is not None:
+            return found
+        with self._lock:
+            if key not in self._packed:
+                self._packed[key] = self._made(weights, widths, gated)
+                for weight in weights:
+                    weakref.finalize(weight, self._packed.pop, key, None)
+            return self._packed[key]
+
+    def _made(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool) -> "_core.PackedWeights":
+        def pack(values: Sequence[Tensor]) -> _core.PackedWeights:
             dtype = str(weights[0].dtype).removeprefix("torch.")
-            rows = [_rows(weight) for weight in weights]
-            found = self._packed[key] = _core.PackedWeights(rows, widths, dtype, gated=gated, pool=self._pool)
-            for weight in weights:
-                weakref.finalize(weight, self._packed.pop, key, None)
+            rows = [_rows(value if value.dtype in DTYPES else value.to(weights[0].dtype)) for value in values]
+            return _core.PackedWeights(rows, widths, dtype, gated=gated, pool=self._pool)
+
+        if weights[0].is_meta and self._network is not None:
+            return self._network.matrix(weights, widths, gated, pack)
+        return pack(weights)
+
+    def _stand_in(self, weights: StoredWeights, name: str) -> Tensor:
+        """The same for the same tensor, so that it is packed once for all sizes of a network."""
+        stored, dtype = weights.stored[name], weights.dtype(name)
+        if stored.ndim < 2 or dtype not in DTYPES:
+            return weights[name]
+        if stored not in self._stand_ins:
+            self._stand_ins[stored] = torch.empty_like(stored, dtype=dtype, device="meta")
+        found: Tensor = self._stand_ins[stored]
         return found
 
     def vector(self, *vectors: Tensor) -> Tensor:

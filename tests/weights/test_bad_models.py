@@ -475,7 +475,7 @@ def test_a17_files_that_change_while_they_are_loaded(
 ) -> None:
     from bridle.weights import safetensors_file
 
-    original = safetensors_file.first_non_finite
+    original = safetensors_file.first_too_large
     for moment in ("before the search", "after the search"):
         file = tmp_path / "model.safetensors"
         save_file({"a": torch.ones(100_000), "b": torch.ones(100_000)}, file)
@@ -485,10 +485,10 @@ def test_a17_files_that_change_while_they_are_loaded(
             os.truncate(file, 450_000)
             return found if moment == "after the search" else original(path, spans)
 
-        monkeypatch.setattr(safetensors_file, "first_non_finite", shortened)
+        monkeypatch.setattr(safetensors_file, "first_too_large", shortened)
         with pytest.raises(ModelLoadError, match=r"model\.safetensors"):
             dict(read_tensors(file, "model.safetensors", None, CPU))
-        monkeypatch.setattr(safetensors_file, "first_non_finite", original)
+        monkeypatch.setattr(safetensors_file, "first_too_large", original)
 
 
 def test_a17_a_file_may_be_replaced_after_loading(folder: Path) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bridle.backends import programs
+from bridle.backends.cache_on_disk import packed_cache
 from bridle.backends.reference import ReferenceBackend
 from bridle.networks import controlnet
 from bridle.networks.configs import VaeConfig
@@ -34,7 +35,7 @@ class CpuBackend(ReferenceBackend):
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self._pool = _core.ThreadPool(torch.get_num_threads())
-        self._packed = PackedWeights(self._pool)
+        self._packed = PackedWeights(self._pool, packed_cache())
         self._programs = ProgramCache(PROGRAMS)
         super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed))
 

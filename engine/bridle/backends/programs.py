@@ -32,7 +32,8 @@ def record_unet(
         self_rows=tuple(recorder.named(_level(level), (sample[0],), torch.int32) for level in range(config.levels)),
     )
     residuals = {point: (_bound_residual(recorder, point, dtype),) for point in residual_points(config)}
-    output = unet.unet(NativeOps(recorder, packed), component.tensors, config, rows, residuals)
+    with packed.network(component.tensors) as weights:
+        output = unet.unet(NativeOps(recorder, packed), weights, config, rows, residuals)
     return recorder.finish([output])
 
 
@@ -51,7 +52,8 @@ def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype,
         global_pool=False,
     )
     image = recorder.input("sample", sample, dtype)
-    outputs = controlnet.controlnet(NativeOps(recorder, packed), branch.weights, config, shadow, image)
+    with packed.network(branch.weights) as weights:
+        outputs = controlnet.controlnet(NativeOps(recorder, packed), weights, config, shadow, image)
     return recorder.finish(outputs)
 
 
@@ -61,7 +63,9 @@ def record_decoder(
     """The decoder of the autoencoder for latents [R, C, h, w]."""
     recorder = Recorder()
     image = recorder.input("latents", latents, dtype)
-    return recorder.finish([vae.vae_decode(NativeOps(recorder, packed), component.tensors, component.config, image)])
+    with packed.network(component.tensors) as weights:
+        output = vae.vae_decode(NativeOps(recorder, packed), weights, component.config, image)
+    return recorder.finish([output])
 
 
 def residual_points(config: EncoderConfig) -> tuple[str, ...]:

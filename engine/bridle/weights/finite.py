@@ -1,6 +1,7 @@
-"""The search for NaN and infinite weights. Reads the file in small pieces: nothing of it stays in memory."""
+"""The search for NaN, infinite and too large weights. Reads the file in small pieces: nothing of it stays in memory."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -10,37 +11,55 @@ from torch import Tensor
 _PIECE = 1 << 20
 """Bytes read at a time; a multiple of every element size, small enough for a processor's cache."""
 
-_EXPONENTS: Mapping[torch.dtype, np.unsignedinteger] = {
-    torch.float64: np.uint64(0x7FF0000000000000),
-    torch.float32: np.uint32(0x7F800000),
-    torch.float16: np.uint16(0x7C00),
-    torch.bfloat16: np.uint16(0x7F80),
+_MAGNITUDES: Mapping[torch.dtype, np.unsignedinteger] = {
+    torch.float64: np.uint64(0x7FFFFFFFFFFFFFFF),
+    torch.float32: np.uint32(0x7FFFFFFF),
+    torch.float16: np.uint16(0x7FFF),
+    torch.bfloat16: np.uint16(0x7FFF),
 }
-"""The exponent's bits of each float type. All of them are set in NaN and infinity, and in nothing else."""
+"""All bits but the sign. As integers, magnitudes have the order of the values, with infinity and then NaN at the end."""
+
+_INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
-def first_non_finite(path: Path, spans: Mapping[str, tuple[int, int, torch.dtype]]) -> str | None:
-    """The first tensor of the file that holds a NaN or an infinity, or None.
+def first_too_large(path: Path, spans: Mapping[str, tuple[int, int, torch.dtype, torch.dtype]]) -> str | None:
+    """The first tensor of the file with a value that is not finite in the type that is wanted of it, or None.
 
-    spans: first byte, byte behind the last, and float type of each tensor. Raises OSError, and ValueError for a file that
-    has become shorter.
+    spans: first byte, byte behind the last, stored and wanted float type of each tensor. Raises OSError, and ValueError
+    for a file that has become shorter.
     """
     piece, scratch = bytearray(_PIECE), bytearray(_PIECE)
     with path.open("rb", buffering=0) as file:
-        for key, (begin, end, dtype) in sorted(spans.items(), key=lambda item: item[1][0]):
-            exponent = _EXPONENTS[dtype]
-            bits, masked = (np.frombuffer(buffer, dtype=exponent.dtype) for buffer in (piece, scratch))
+        for key, (begin, end, stored, wanted) in sorted(spans.items(), key=lambda item: item[1][0]):
+            magnitude, limit = _MAGNITUDES[stored], _first_infinite(stored, wanted)
+            bits, masked = (np.frombuffer(buffer, dtype=magnitude.dtype) for buffer in (piece, scratch))
             file.seek(begin)
             for left in range(end - begin, 0, -_PIECE):
                 part = memoryview(piece)[: min(left, _PIECE)]
                 if file.readinto(part) != len(part):
                     raise ValueError("the file has become shorter")
-                count = len(part) // exponent.itemsize
-                if np.bitwise_and(bits[:count], exponent, out=masked[:count]).max() == exponent:
+                count = len(part) // magnitude.itemsize
+                if np.bitwise_and(bits[:count], magnitude, out=masked[:count]).max() >= limit:
                     return key
     return None
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite. Unlike `torch.isfinite` it makes no tensor of the same size."""
-    return values.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(values))
+@cache
+def _first_infinite(stored: torch.dtype, wanted: torch.dtype) -> int:
+    """The least magnitude of a stored type that the wanted one rounds to infinity: found by bisection."""
+    low, high = 0, _bits(torch.tensor(torch.inf, dtype=stored))
+    while low < high:
+        middle = (low + high) // 2
+        if _value(middle, stored).to(wanted).isinf():
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _bits(value: Tensor) -> int:
+    return int(value.view(_INTEGERS[value.element_size()]))
+
+
+def _value(bits: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(bits, dtype=_INTEGERS[dtype.itemsize]).view(dtype)

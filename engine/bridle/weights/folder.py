@@ -21,7 +21,7 @@ from bridle.networks.configs import (
 from bridle.schedulers import NOT_LINEAR, SCHEDULER_CLASSES, resolve_scheduler
 from bridle.weights.json_file import read_json
 from bridle.weights.model import Component, Model
-from bridle.weights.safetensors_file import read_tensors
+from bridle.weights.safetensors_file import in_dtype, read_stored
 from bridle.weights.tokenizers import check_vocabularies, read_tokenizer
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -97,9 +97,10 @@ def load_component(
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path, name, variant):
         shown = f"{name}/{file.name}" if name else file.name
-        for key, tensor in read_tensors(file, shown, dtype, device):
+        for key, tensor in read_stored(file, shown, dtype):
             tensors[_published_name(key, kind)] = tensor
-    return Component(parsed, checked(tensors, tensor_shapes(parsed), name or folder.name), name or folder.name)
+    kept = checked(tensors, tensor_shapes(parsed), name or folder.name)
+    return Component(parsed, in_dtype(kept, dtype, device), name or folder.name)
 
 
 def checked(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> Mapping[str, Tensor]:

@@ -14,7 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from bridle.errors import ModelLoadError
-from bridle.weights.finite import all_finite, first_non_finite
+from bridle.weights.finite import first_too_large
+from bridle.weights.stored_bytes import StoredBytes, file_numbers, remember_place, source
+from bridle_kernels.stored_weights import StoredWeights
 
 MAX_HEADER = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
@@ -64,35 +66,48 @@ def read_tensors(
     A tensor that keeps its type and stays on the CPU is a view of the mapped file: its pages are read when they are
     used. Raises ModelLoadError.
     """
+    for key, tensor in read_stored(path, name, dtype):
+        yield key, tensor.to(device=device, dtype=dtype) if tensor.is_floating_point() else tensor
+
+
+def read_stored(path: Path, name: str, dtype: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor as stored, views of the mapped file whose places are known to `stored_bytes`.
+
+    dtype: the type that they will be converted to. Raises ModelLoadError, also for values that it cannot hold.
+    """
     header = read_header(path, name)
-    _refuse_non_finite(path, name, header)
+    _refuse_too_large(path, name, header, dtype)
     try:
+        file_is = file_numbers(path.stat())
         with safe_open(str(path), framework="pt") as file:
             for key, stored in header.items():
                 tensor = file.get_tensor(key)
-                yield key, _converted(tensor, name, key, dtype, device) if stored.kind in _FLOATS else tensor
+                remember_place(tensor, StoredBytes(path, file_is, stored.begin, stored.end))
+                yield key, tensor
     except (OSError, SafetensorError) as problem:
         raise ModelLoadError(name, "is not a valid safetensors file") from problem
 
 
-def _refuse_non_finite(path: Path, name: str, header: Mapping[str, StoredTensor]) -> None:
-    spans = {key: (t.begin, t.end, _FLOATS[t.kind]) for key, t in header.items() if t.kind in _FLOATS}
+def in_dtype(
+    tensors: Mapping[str, torch.Tensor], dtype: torch.dtype | None, device: torch.device
+) -> Mapping[str, torch.Tensor]:
+    """Tensors of `read_stored` on a device: on the CPU they stay as they are stored until somebody uses them."""
+    if device.type == "cpu":
+        return StoredWeights(tensors, dtype, source)
+    return {key: tensor.to(device=device, dtype=dtype) for key, tensor in tensors.items()}
+
+
+def _refuse_too_large(path: Path, name: str, header: Mapping[str, StoredTensor], dtype: torch.dtype | None) -> None:
+    floats = {key: (t.begin, t.end, _FLOATS[t.kind]) for key, t in header.items() if t.kind in _FLOATS}
     try:
-        key = first_non_finite(path, spans)
+        key = first_too_large(path, {key: (*span, dtype or span[2]) for key, span in floats.items()})
+        finite = key is not None and first_too_large(path, {key: (*floats[key], floats[key][2])}) is None
     except (OSError, ValueError) as problem:
         raise ModelLoadError(name, "changed while it was being read") from problem
+    if finite:
+        raise ModelLoadError(name, f"has values that {str(dtype).removeprefix('torch.')} cannot hold", key)
     if key is not None:
         raise ModelLoadError(name, "has NaN or infinite values", key)
-
-
-def _converted(
-    tensor: torch.Tensor, name: str, key: str, dtype: torch.dtype | None, device: torch.device
-) -> torch.Tensor:
-    wanted = dtype or tensor.dtype
-    converted = tensor.to(device=device, dtype=wanted)
-    if wanted != tensor.dtype and not all_finite(converted):
-        raise ModelLoadError(name, f"has values that {str(wanted).removeprefix('torch.')} cannot hold", key)
-    return converted
 
 
 def _parse(raw: bytes, name: str) -> Mapping[str, object]:

@@ -1,6 +1,7 @@
 """Single-file checkpoints in the official formats: SD 1.x, 2.x and XL, ControlNet, T2I-Adapter. Safetensors only."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bridle.networks.configs import TextConfig, UNetConfig, VaeConfig
 from bridle.weights import key_maps
 from bridle.weights.folder import checked, model_architecture
 from bridle.weights.model import Component, Model
-from bridle.weights.safetensors_file import read_header, read_metadata, read_tensors
+from bridle.weights.safetensors_file import in_dtype, read_header, read_metadata, read_stored
 from bridle.weights.tokenizers import check_vocabularies, single_file_tokenizers
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -53,11 +54,15 @@ def load_single_file(
     shapes = {key: stored.shape for key, stored in read_header(path, path.name).items()}
     family = _family(shapes, path.name)
     chosen = architecture or ARCHITECTURES[family]
-    tensors = dict(read_tensors(path, path.name, dtype, device))
+    tensors = dict(read_stored(path, path.name, dtype))
     parts = _unet(tensors, chosen, path.name), _vae(tensors, chosen, path.name)
     encoders = tuple(
         _text_encoder(tensors, config, family, index, path.name) for index, config in enumerate(chosen.text_encoders)
     )
+
+    def placed(part: Component[Any]) -> Component[Any]:
+        return replace(part, tensors=in_dtype(part.tensors, dtype, device))
+
     tokenizers = single_file_tokenizers(tokenizer, family)
     check_vocabularies(tokenizers, tuple(encoder.config.vocab_size for encoder in encoders))
     velocity = family == "sd21" and parts[0].config.in_channels == 4
@@ -65,9 +70,9 @@ def load_single_file(
     return Model(
         name=path.stem,
         architecture=model_architecture(parts[0].config, len(encoders), family == "sd21"),
-        unet=parts[0],
-        vae=parts[1],
-        text_encoders=encoders,
+        unet=placed(parts[0]),
+        vae=placed(parts[1]),
+        text_encoders=tuple(map(placed, encoders)),
         tokenizers=tokenizers,
         scheduler=scheduler,
         force_zeros_for_empty_prompt=family == "sdxl",
