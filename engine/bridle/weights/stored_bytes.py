@@ -39,8 +39,10 @@ def remember_place(tensor: Tensor, place: StoredBytes) -> None:
 
 def source(tensor: Tensor) -> WeightSource:
     """The place in the file, or the tensor itself where it has none or the file is another now."""
-    place = _places[tensor] if tensor in _places else None
-    if not isinstance(place, StoredBytes) or place.begin == place.end or place.begin % tensor.element_size():
+    if tensor not in _places:
+        return in_memory(tensor)
+    place: StoredBytes = _places[tensor]
+    if place.begin == place.end or place.begin % tensor.element_size():
         return in_memory(tensor)
     return WeightSource(lambda: _read(tensor, place), lambda: _digest(tensor, place))
 
