@@ -1,4 +1,4 @@
-"""The command line: `bridle generate`, `bridle doctor` and `bridle new-model`."""
+"""The command line: `bridle generate`, `bridle doctor`, `bridle new-model` and `bridle export`."""
 
 import json
 from dataclasses import asdict, replace
@@ -15,6 +15,7 @@ from bridle.backends.choose import BACKENDS
 from bridle.control_options import CONTROL_HELP, parse_control
 from bridle.doctor import report
 from bridle.errors import BridleError, RequestError
+from bridle.export_command import export
 from bridle.new_model import write_new_model
 from bridle.png_metadata import read_png
 from bridle.region_options import (
@@ -32,6 +33,7 @@ from bridle.region_options import (
 from bridle.request_json import Loading, request_from_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Controllable Stable Diffusion.")
+app.command()(export)
 
 _WITH_REPLAY = (
     *("output", "model", "tokenizer", "variant", "prediction_type", "device", "dtype", "backend"),

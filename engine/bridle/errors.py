@@ -43,6 +43,15 @@ class UnsupportedError(BridleError):
         super().__init__(f"backend '{backend}' does not serve {feature}: {reason}"[:512])
 
 
+class ExportError(BridleError):
+    """A model cannot be written. name: of the folder to be written."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        self.name = name
+        self.problem = problem
+        super().__init__(f"{name}: {problem}"[:512])
+
+
 class NumericFault(BridleError):
     """A request produced a NaN or an infinity. Other requests of the batch are not affected."""
 
