@@ -2,7 +2,7 @@
 
 optimum-onnx needs older packages than Bridle does, so it has an environment of its own:
 
-    python -m venv optimum && optimum/bin/pip install optimum-onnx==0.1.0 diffusers==0.35.2 onnxruntime torch
+    python -m venv optimum && optimum/bin/pip install optimum-onnx==0.1.0 diffusers==0.39.0 onnxruntime==1.32.0 torch
     optimum/bin/python benchmarks/onnx_optimum.py run FOLDER out.npz
     python benchmarks/onnx_optimum.py compare MODEL out.npz
 """

@@ -67,8 +67,8 @@ def export(
 
     model: a diffusers folder. controls: folders of ControlNets and T2I-Adapters, and IP-Adapters as .safetensors files or
     folders that hold one. features: any of "residuals", "regions" and "maps", the optional inputs of the U-Net.
-    precision: "fp32" or "fp16". opset: of the standard operators. Raises RequestError, ModelLoadError, and ExportError where the disk is too
-    small; `out` is not there then, nor after an interruption.
+    precision: "fp32" or "fp16". opset: of the standard operators. Raises RequestError, ModelLoadError, and ExportError
+    where the disk is too small; nothing is left of an export that fails or is interrupted.
     """
     target = Path(out)
     _check(target, features, precision, opset)

@@ -32,12 +32,14 @@ class OnnxOps:
         *,
         stride: int = 1,
         padding: int | tuple[int, int, int, int] = 1,
+        upsample: tuple[Any, Any] | None = None,
         shift: Value | None = None,
         residual: Value | Tensor | None = None,
         activation: Activation | None = None,
     ) -> Value:
         left, right, top, bottom = padding if isinstance(padding, tuple) else (padding,) * 4
-        inputs = [self._joined(x), self._graph.weight(weight), *([] if bias is None else [self._graph.weight(bias)])]
+        image = self._joined(x) if upsample is None else self._enlarged(self._joined(x), upsample)
+        inputs = [image, self._graph.weight(weight), *([] if bias is None else [self._graph.weight(bias)])]
         kernel = list(weight.shape[2:])
         pads = [top, left, bottom, right]
         out = self._op("Conv", *inputs, kernel_shape=kernel, strides=[stride, stride], pads=pads)
@@ -134,19 +136,6 @@ class OnnxOps:
         flat = self._op("Flatten", self._op("Concat", *parts, axis=-1), axis=1)
         return flat if self._graph.dtype == torch.float32 else self._op("Cast", flat, to=TensorProto.FLOAT16)
 
-    def upsample(self, x: Value, size: tuple[Any, Any]) -> Value:
-        channels = self._op("Shape", x, start=0, end=2)
-        return self._op(
-            "Resize",
-            x,
-            "",
-            "",
-            self._op("Concat", channels, *size, axis=0),
-            mode="nearest",
-            coordinate_transformation_mode="asymmetric",
-            nearest_mode="floor",
-        )
-
     def average_pool(self, x: Value) -> Value:
         return self._op("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1, count_include_pad=0)
 
@@ -195,10 +184,9 @@ class OnnxOps:
         flat = self._op("Reshape", x, self._graph.constant([0, 0, -1]))
         return self._op("Transpose", flat, perm=[0, 2, 1])
 
-    def image(self, x: Value, size: tuple[Any, Any], residual: Value | None = None) -> Value:
+    def image(self, x: Value, size: tuple[Any, Any]) -> Value:
         channels_first = self._op("Transpose", x, perm=[0, 2, 1])
-        out = self._op("Reshape", channels_first, self._op("Concat", self._graph.constant([0, 0]), *size, axis=0))
-        return self._finished(out, residual, None)
+        return self._op("Reshape", channels_first, self._op("Concat", self._graph.constant([0, 0]), *size, axis=0))
 
     def concat(self, parts: Sequence[Value]) -> Value:
         return parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=1)
@@ -219,6 +207,19 @@ class OnnxOps:
     def _product(self, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
         out = self._op("MatMul", x, self._graph.weight(weight, transposed=True))
         return out if bias is None else self._op("Add", out, self._graph.weight(bias))
+
+    def _enlarged(self, x: Value, size: tuple[Any, Any]) -> Value:
+        channels = self._op("Shape", x, start=0, end=2)
+        return self._op(
+            "Resize",
+            x,
+            "",
+            "",
+            self._op("Concat", channels, *size, axis=0),
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
 
     def _joined(self, x: Value | Pair) -> Value:
         return self._op("Concat", *x, axis=1) if isinstance(x, tuple) else x
