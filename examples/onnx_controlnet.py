@@ -32,16 +32,12 @@ def main(folder: Path, control: str, edges: str, out: str = "onnx.png") -> None:
     ids = np.array([row + [pad] * (77 - len(row)) for row in ids], np.int64)
     context = text.run(["last_hidden_state"], {"input_ids": ids})[0]
 
-    hint = np.asarray(Image.open(edges).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255
-    hint = np.repeat(hint, 2, 0)
+    hint = np.repeat(np.asarray(Image.open(edges).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255, 2, 0)
     latents = np.random.default_rng(SEED).standard_normal((1, 4, hint.shape[2] // 8, hint.shape[3] // 8))
     for step in range(STEPS):
         now = steps - 1 - step * (steps // STEPS)
-        feeds = {
-            "sample": np.repeat(latents, 2, 0).astype(np.float32),
-            "timestep": np.float32(now),
-            "encoder_hidden_states": context,
-        }
+        feeds = {"sample": np.repeat(latents, 2, 0).astype(np.float32), "timestep": np.float32(now)}
+        feeds["encoder_hidden_states"] = context
         names = [output.name for output in net.get_outputs()]
         scale = np.full((1, 1), SCALE, np.float32)
         residuals = net.run(names, {**feeds, "controlnet_cond": hint, "conditioning_scale": scale})

@@ -14,7 +14,16 @@ from bridle.weights.ip_adapter import adapter_file, load_ip_adapter_file
 from bridle.weights.model import Component, IPAdapter, Model
 from bridle.weights.single_file import load_single_file
 
-__all__ = ["Component", "IPAdapter", "Model", "load_adapter", "load_controlnet", "load_ip_adapter", "load_model", "locate"]
+__all__ = [
+    "Component",
+    "IPAdapter",
+    "Model",
+    "load_adapter",
+    "load_controlnet",
+    "load_ip_adapter",
+    "load_model",
+    "locate",
+]
 
 
 def load_model(
