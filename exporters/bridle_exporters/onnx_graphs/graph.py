@@ -42,6 +42,8 @@ class Graph:
         self._inputs: dict[str, Any] = {}
         self._outputs: list[Any] = []
         self._kept: list[Tensor] = []
+        self.reports: dict[str, tuple[Value, Sizes]] = {}
+        """Float32 results on the way, which become outputs after the graph's own."""
 
     def op(self, kind: str, *inputs: "str | Value | Dim", **attributes: Any) -> "Value":
         """One node with one output."""

@@ -9,6 +9,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from bridle.errors import UnsupportedError
 from bridle_exporters.onnx_graphs.attention import attention
 from bridle_exporters.onnx_graphs.graph import Graph, Repeat, Value
 from bridle_kernels.activation import Activation
@@ -39,10 +40,10 @@ class OnnxOps:
     ) -> Value:
         left, right, top, bottom = padding if isinstance(padding, tuple) else (padding,) * 4
         image = self._joined(x) if upsample is None else self._enlarged(self._joined(x), upsample)
-        inputs = [image, self._graph.weight(weight), *([] if bias is None else [self._graph.weight(bias)])]
+        operands = [self._graph.weight(tensor) for tensor in (weight, bias) if tensor is not None]
         kernel = list(weight.shape[2:])
         pads = [top, left, bottom, right]
-        out = self._op("Conv", *inputs, kernel_shape=kernel, strides=[stride, stride], pads=pads)
+        out = self._op("Conv", image, *operands, kernel_shape=kernel, strides=[stride, stride], pads=pads)
         if shift is not None:
             out = self._op("Add", out, self._op("Unsqueeze", shift, self._graph.constant([2, 3])))
         return self._finished(out, residual, activation)
@@ -85,10 +86,8 @@ class OnnxOps:
         # InstanceNormalization over [R, groups, rest]: every provider has a kernel for it.
         image = self._joined(x)
         grouped = self._op("Reshape", image, self._graph.constant([0, groups, -1]))
-        one, zero = (self._graph.constant([value] * groups) for value in (1.0, 0.0))
-        normed = self._op("InstanceNormalization", grouped, one, zero, epsilon=eps)
-        out = self._op("Reshape", normed, self._op("Shape", image))
-        out = self._op("Mul", out, self._graph.weight(weight, per_channel=True))
+        normed = self._op("Reshape", self._normalised(grouped, groups, eps), self._op("Shape", image))
+        out = self._op("Mul", normed, self._graph.weight(weight, per_channel=True))
         out = self._op("Add", out, self._graph.weight(bias, per_channel=True))
         if affine is not None:
             scale, shift = (
@@ -143,7 +142,9 @@ class OnnxOps:
         return self._op("ReduceMean", x, self._graph.constant([2, 3]), keepdims=1)
 
     def resize_mask(self, mask: Value, size: tuple[Any, Any]) -> Value:
-        raise NotImplementedError("masks are resized by whoever feeds a graph")
+        raise UnsupportedError(
+            "a mask of any size", "onnx", "whoever feeds a graph multiplies its residuals with masks"
+        )
 
     def pixel_unshuffle(self, x: Value, factor: int) -> Value:
         # SpaceToDepth numbers channels (dy, dx, c), the networks (c, dy, dx).
@@ -203,6 +204,14 @@ class OnnxOps:
 
     def name_point(self, x: Value, name: str) -> Value:
         return x
+
+    def _normalised(self, x: Value, groups: int, eps: float) -> Value:
+        """In float32: squares of float16 overflow."""
+        half = self._graph.dtype == torch.float16
+        one, zero = (self._graph.constant([value] * groups, torch.float32) for value in (1.0, 0.0))
+        wide = self._op("Cast", x, to=TensorProto.FLOAT) if half else x
+        normed = self._op("InstanceNormalization", wide, one, zero, epsilon=eps)
+        return self._op("Cast", normed, to=TensorProto.FLOAT16) if half else normed
 
     def _product(self, x: Value, weight: Tensor, bias: Tensor | None) -> Value:
         out = self._op("MatMul", x, self._graph.weight(weight, transposed=True))

@@ -39,7 +39,7 @@ def write(folder: Path, name: str) -> dict[str, str]:
 
 def _rewrite(model: Any, rewrite: Rewrite) -> None:
     constants: dict[str, Any] = {}
-    nodes = []
+    nodes: list[Any] = []
     for node in model.graph.node:
         nodes.extend(rewrite(node, constants) if node.op_type == "Attention" else [node])
     del model.graph.node[:]

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
 from torch import Tensor
 
 NAME = "model.onnx_data"
@@ -34,7 +33,8 @@ class WeightsFile:
         if name not in self._stored:
             start = -(-self._file.tell() // ALIGNMENT) * ALIGNMENT
             self._file.seek(start)
-            self._file.write(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+            self._file.flush()
+            tensor.detach().cpu().contiguous().numpy().tofile(self._file)
             self._stored[name] = Stored(start, tensor.numel() * tensor.element_size())
         return self._stored[name]
 
