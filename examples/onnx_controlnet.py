@@ -36,7 +36,7 @@ def main(folder: Path, control: str, edges: str, out: str = "onnx.png") -> None:
     latents = np.random.default_rng(SEED).standard_normal((1, 4, hint.shape[2] // 8, hint.shape[3] // 8))
     for step in range(STEPS):
         now = steps - 1 - step * (steps // STEPS)
-        feeds = {"sample": np.repeat(latents, 2, 0).astype(np.float32), "timestep": np.float32(now)}
+        feeds = {"sample": np.repeat(latents, 2, 0).astype(np.float32), "timestep": np.array(now, np.float32)}
         feeds["encoder_hidden_states"] = context
         names = [output.name for output in net.get_outputs()]
         scale = np.full((1, 1), SCALE, np.float32)

@@ -110,9 +110,8 @@ def _capture(graph: Graph, probabilities: Value, keys: Value, capture: MapOutput
     picks = graph.op("Cast", chosen, to=_type(torch.float32 if float32 else graph.dtype))
     columns = graph.op("MatMul", probabilities, graph.op("Unsqueeze", picks, graph.constant([1])))
     means = graph.op("ReduceMean", columns, graph.constant([1]), keepdims=0)
-    graph.output(
-        capture.name, _cast(graph, means, True), ("batch", f"{capture.name}.positions", "columns"), torch.float32
-    )
+    sizes = ("batch", f"{capture.name}.positions", "columns")
+    graph.reports[capture.name] = (_cast(graph, means, True), sizes)
 
 
 def _split(graph: Graph, x: Value, order: list[int]) -> Value:

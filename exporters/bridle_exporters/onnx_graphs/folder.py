@@ -80,6 +80,7 @@ def export(
     try:
         for name in _COPIED:
             _copy(source / name, staging / name)
+        _complete_tokenizers(staging)
         described = [_write_part(staging, part, opset) for part in tqdm(parts, disable=not progress, unit="network")]
         _write_json(staging / MANIFEST, _manifest(loaded, parts, described, features, precision, opset))
         staging.chmod(0o755)
@@ -249,6 +250,16 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copytree(source, target)
     elif source.is_file():
         shutil.copyfile(source, target)
+
+
+def _complete_tokenizers(root: Path) -> None:
+    """The vocabulary and merges as files of their own: what transformers before 5 reads of a CLIP tokenizer."""
+    for folder in (root / "tokenizer", root / "tokenizer_2"):
+        if (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").exists():
+            model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+            merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+            (folder / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+            (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
 
 
 def _read(folder: Path) -> dict[str, Any]:

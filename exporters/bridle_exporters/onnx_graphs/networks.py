@@ -207,6 +207,8 @@ def _unet(
     residuals = _residual_inputs(graph, config) if "residuals" in features else {}
     out = unet.unet(_ops(graph), component.tensors, config, rows, residuals)
     graph.output("out_sample", _value(out), ("batch", config.out_channels, "height", "width"))
+    for name, (value, sizes) in graph.reports.items():
+        graph.output(name, value, sizes, torch.float32)
 
 
 def _context(
