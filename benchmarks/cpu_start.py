@@ -10,14 +10,12 @@ the pages of mapped files that were touched. `record_seconds` is a plan for anot
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -26,7 +24,8 @@ import bridle
 from bridle.backends import programs
 from bridle.backends.cpu import CpuBackend
 from bridle.new_model import write_new_model
-from bridle_kernels import _core
+from bridle_kernels import active_isa
+from cpu.machine import machine
 
 STARTS = ("off", "cold", "warm")
 
@@ -97,16 +96,10 @@ def main() -> None:
         if not arguments.model:
             write_new_model("sd15", folder, progress=True)
         found = {dtype: measure(folder, dtype, arguments.repeats) for dtype in arguments.dtypes}
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "git": commit.stdout.strip(),
+        **machine(torch.get_num_threads(), arguments.repeats),
         "model": "SD1.5, random weights stored in float32, 512x512, two rows a step",
-        "repeats": arguments.repeats,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "isa": _core.active_isa(),
-        "torch": torch.__version__,
+        "isa": active_isa(),
         "median": found,
     }
     print(json.dumps(result, indent=2))

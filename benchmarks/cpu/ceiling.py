@@ -7,7 +7,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SOURCE = Path(__file__).parents[2] / "csrc" / "benchmarks" / "ceiling.cc"
+CORE = Path(__file__).parents[2] / "csrc"
+SOURCES = ("benchmarks/ceiling.cc", "isa/amx.cc")
 
 
 class Ceiling:
@@ -17,8 +18,10 @@ class Ceiling:
         self._folder = tempfile.TemporaryDirectory()
         self._program = Path(self._folder.name) / "ceiling"
         compiler = os.environ.get("CXX", "c++")
-        flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-pthread"]
-        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(self._program)], check=True)
+        flags = ["-std=c++20", "-O3", "-Wall", "-Wextra", "-Werror", "-pthread", "-mamx-tile", "-mamx-bf16"]
+        flags += [f"-I{CORE}", f"-I{CORE / 'include'}"]
+        sources = [str(CORE / name) for name in SOURCES]
+        subprocess.run([compiler, *flags, *sources, "-o", str(self._program)], check=True)
 
     def __enter__(self) -> "Ceiling":
         return self

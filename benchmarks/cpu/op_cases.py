@@ -69,7 +69,7 @@ def linear_cases(pool: "_core.ThreadPool", dtype: torch.dtype) -> Iterator[Case]
 
 def _linear_case(pool: "_core.ThreadPool", dtype: torch.dtype, m: int, inputs: int, outputs: int) -> Case:
     x, weight = torch.randn(m, inputs).to(dtype), (torch.randn(outputs, inputs) / inputs**0.5).to(dtype)
-    packed = _core.PackedWeights(weight.float(), [inputs], name_of(dtype))
+    packed = _core.PackedWeights(weight, [inputs], name_of(dtype))
     out = torch.empty(m, outputs, dtype=dtype)
 
     def ours() -> Tensor:
@@ -90,8 +90,7 @@ def _convolution_case(pool: "_core.ThreadPool", dtype: torch.dtype, side: int, w
     x = _image(side, width, dtype)
     weight = (torch.randn(width, width, 3, 3) / (9 * width) ** 0.5).to(dtype)
     last = weight.contiguous(memory_format=torch.channels_last)
-    flat = weight.float().permute(0, 2, 3, 1).reshape(width, -1).contiguous()
-    packed = _core.PackedWeights(flat, [width] * 9, name_of(dtype))
+    packed = _core.PackedWeights(weight.flatten(2).transpose(1, 2), [width] * 9, name_of(dtype))
     out = torch.empty(ROWS * side * side, width, dtype=dtype)
 
     def ours() -> Tensor:

@@ -4,8 +4,6 @@
 //
 // Instructions that the CPU lacks are left out. Of several tries the best counts. Copied bytes are read and written.
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -17,6 +15,9 @@
 #include <functional>
 #include <thread>
 #include <vector>
+
+#include "isa/amx.h"
+#include "ops/gemm/amx_block.h"
 
 namespace {
 
@@ -63,38 +64,15 @@ __attribute__((target("avx512f,avx512bf16"))) double dot_avx512_bf16(int64_t tur
   return 4.0 * kVector * kSums * static_cast<double>(turns);
 }
 
-// Intel SDM, volume 1, 18: Linux gives tiles only to processes that ask.
-bool may_use_tiles() {
-  constexpr int kRequest = 0x1023, kTileData = 18;
-  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
-}
-
-__attribute__((target("amx-tile,amx-bf16"))) double dot_amx_bf16(int64_t turns) {
-  struct alignas(64) Config {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  for (int tile = 0; tile < 8; ++tile) {
-    config.row_bytes[tile] = 64;
-    config.rows[tile] = 16;
-  }
-  _tile_loadconfig(&config);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  _tile_zero(6);
-  _tile_zero(7);
+double dot_amx_bf16(int64_t turns) {
+  bridle::AmxBlock<2>::enter();
   for (int64_t i = 0; i < turns; ++i) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_release();
+  bridle::AmxBlock<2>::leave();
   return 4.0 * (2.0 * 16 * 16 * 32) * static_cast<double>(turns);
 }
 
@@ -153,7 +131,7 @@ int main(int argc, char** argv) {
   if (__builtin_cpu_supports("avx512bf16")) {
     print("bfloat16", best_rate(threads, [](int) { return dot_avx512_bf16(kTurns); }), false);
   }
-  if (__builtin_cpu_supports("amx-bf16") && may_use_tiles()) {
+  if (bridle::amx_works()) {
     print("amx_bfloat16", best_rate(threads, [](int) { return dot_amx_bf16(kTurns); }), false);
   }
   print("copy", copy_rate(threads), true);

@@ -15,7 +15,8 @@ MEDIAN, LARGEST = 1.25, 3.0
 """Of our distance to theirs, as reliability asks: runs are chaotic, so a single seed says nothing."""
 
 pytestmark = pytest.mark.skipif(
-    not CpuBackend.suits(torch.bfloat16), reason="this CPU has no vector kernels for bfloat16: computed in float32"
+    not CpuBackend.suits(torch.bfloat16),
+    reason="this CPU has no vector kernels for bfloat16; that it is refused is tested in test_cpu_backend.py",
 )
 
 

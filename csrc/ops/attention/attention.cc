@@ -89,7 +89,7 @@ PreparedAttention::PreparedAttention(AttentionArguments arguments, Isa isa) {
   const AttentionVariant& variant = choose(arguments, isa);
   const std::vector<int64_t> shape = arguments.q.shape;
   const int64_t rows = static_cast<int64_t>(arguments.gate.size()), lanes = variant.lanes;
-  const AttentionPlan plan{variant, {}, {}, rows, shape[2], shape[1], shape[3], (shape[3] + lanes - 1) / lanes * lanes};
+  const AttentionPlan plan{variant, {}, {}, rows, shape[2], shape[1], shape[3], round_up(shape[3], lanes)};
   state_ = std::make_unique<State>(State{std::move(arguments), plan, {}, {}, false});
   AttentionPlan& made = state_->plan;
   made.arguments = &state_->arguments;
@@ -127,7 +127,7 @@ void PreparedAttention::attend(ThreadPool& pool) {
     fill(segment.mass.out, 0.0f);
     if (segment.mass.count > 0) measure_masses(plan, index, pool);
   }
-  const int64_t own = plan.variant.block_queries, blocks = (plan.queries + own - 1) / own;
+  const int64_t own = plan.variant.block_queries, blocks = divide_up(plan.queries, own);
   const int64_t turns = state_->takes_turns ? plan.heads : 1, groups = plan.heads / turns;
   pool.run(plan.rows * groups * blocks, [&](int64_t task) {
     const int64_t block = task % blocks, group = task / blocks % groups, row = task / blocks / groups;

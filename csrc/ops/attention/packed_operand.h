@@ -9,6 +9,7 @@
 
 #include "ops/attention/attention_kernels.h"
 #include "ops/element.h"
+#include "ops/rounding.h"
 
 namespace bridle {
 
@@ -33,11 +34,8 @@ struct Panel {
 class PackedLayout {
  public:
   PackedLayout(int64_t depth, int64_t count, const AttentionVariant& variant)
-      : own_depth_(depth),
-        depth_((depth + variant.step - 1) / variant.step * variant.step),
-        count_(count),
-        variant_(&variant) {
-    int64_t left = (count + variant.lanes - 1) / variant.lanes, first = 0;
+      : own_depth_(depth), depth_(round_up(depth, variant.step)), count_(count), variant_(&variant) {
+    int64_t left = divide_up(count, variant.lanes), first = 0;
     while (left > 0) {
       const int64_t own = std::min(left, (kBlockKeys - first % kBlockKeys) / variant.lanes);
       const int64_t vectors =
@@ -51,8 +49,8 @@ class PackedLayout {
 
   const std::vector<Panel>& panels() const { return panels_; }
   int64_t width() const { return width_; }  // outputs with padding
-  int64_t bytes() const { return (depth_ * width_ * element() + 63) / 64 * 64; }
-  int64_t element() const { return variant_->dtype == Dtype::kFloat32 ? 4 : 2; }
+  int64_t bytes() const { return round_up(depth_ * width_ * element(), 64); }
+  int64_t element() const { return element_bytes(variant_->dtype); }
 
   // Where a panel's elements from `from` on begin; `from` is a multiple of the variant's depth.
   int64_t offset(const Panel& panel, int64_t from) const {

@@ -11,7 +11,7 @@ float element(const Strided& tensor, int64_t place) {
 }
 
 const void* address(const Strided& tensor, int64_t place) {
-  return static_cast<const std::byte*>(tensor.data) + place * (tensor.dtype == Dtype::kFloat32 ? 4 : 2);
+  return static_cast<const std::byte*>(tensor.data) + place * element_bytes(tensor.dtype);
 }
 
 // Where row `row` of a tensor [rows or 1, L, H, d] begins for a head.

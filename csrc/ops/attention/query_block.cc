@@ -37,7 +37,7 @@ QueryBlock::QueryBlock(const AttentionPlan& plan, int64_t row, int64_t first, At
       row_(row),
       first_(first),
       count_(std::min(plan.variant.block_queries, plan.queries - first)),
-      element_(plan.variant.dtype == Dtype::kFloat32 ? 4 : 2),
+      element_(element_bytes(plan.variant.dtype)),
       weights_stride_(kBlockKeys + kOverhang),
       scratch_(scratch) {
   scratch.total.reserve(queries() * plan.padded_dim * sizeof(float));
@@ -70,7 +70,7 @@ void QueryBlock::add_segment(size_t index, int64_t head) {
 
 void QueryBlock::read_queries(const PreparedSegment& segment, int64_t head) {
   const Strided& q = plan_.arguments->q;
-  const int64_t size = q.dtype == Dtype::kFloat32 ? 4 : 2, dim = plan_.dim;
+  const int64_t size = element_bytes(q.dtype), dim = plan_.dim;
   const auto* base = static_cast<const std::byte*>(q.data) +
                      (segment.source().q_rows[row_] * q.strides[0] + head * q.strides[2]) * size;
   const int64_t width = whole_steps(dim);
@@ -189,7 +189,7 @@ void QueryBlock::copy_last(const PackedLayout& layout, const Panel& panel, const
                            int64_t rest, std::byte* last) const {
   const AttentionVariant& variant = plan_.variant;
   const int64_t wide = panel.vectors * variant.lanes, depth = variant.depth;
-  const int64_t groups = (rest + depth - 1) / depth, group_bytes = wide * depth * element_;
+  const int64_t groups = divide_up(rest, depth), group_bytes = wide * depth * element_;
   std::memcpy(last, values + layout.offset(panel, first), groups * group_bytes);
   std::memset(last + groups * group_bytes, 0, (variant.step / depth - groups) * group_bytes);
   if (rest % depth == 0) return;
@@ -337,12 +337,11 @@ void QueryBlock::finish(const PreparedSegment& segment) {
 
 void QueryBlock::write(int64_t head) {
   const AttentionArguments& a = *plan_.arguments;
-  const bool single = a.out.dtype == Dtype::kFloat32;
-  const auto write_row = single ? plan_.variant.write_float32 : plan_.variant.write_bfloat16;
+  const auto write_row = a.out.dtype == Dtype::kFloat32 ? plan_.variant.write_float32 : plan_.variant.write_bfloat16;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t place = ((row_ * plan_.queries + first_ + i) * plan_.heads + head) * plan_.dim;
-    write_row(static_cast<std::byte*>(a.out.data) + place * (single ? 4 : 2), total(i), a.gate[row_], a.accumulate,
-              plan_.dim);
+    write_row(static_cast<std::byte*>(a.out.data) + place * element_bytes(a.out.dtype), total(i), a.gate[row_],
+              a.accumulate, plan_.dim);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "bridle/aligned_buffer.h"
 #include "ops/attention/prepared_segment.h"
+#include "ops/rounding.h"
 
 namespace bridle {
 
@@ -72,9 +73,7 @@ class QueryBlock {
   float* output(int64_t i) const { return reinterpret_cast<float*>(scratch_.output.data()) + i * plan_.padded_dim; }
   float* total(int64_t i) const { return reinterpret_cast<float*>(scratch_.total.data()) + i * plan_.padded_dim; }
   // Of a variant's products, which take `step` elements of K at a time.
-  int64_t whole_steps(int64_t count) const {
-    return (count + plan_.variant.step - 1) / plan_.variant.step * plan_.variant.step;
-  }
+  int64_t whole_steps(int64_t count) const { return round_up(count, plan_.variant.step); }
   int64_t queries() const { return plan_.variant.block_queries; }
   std::byte* weights(int64_t i) const { return scratch_.weights.data() + i * weights_stride_ * element_; }
 

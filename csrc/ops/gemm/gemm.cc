@@ -7,6 +7,7 @@
 
 #include "bridle/aligned_buffer.h"
 #include "ops/gemm/variant.h"
+#include "ops/rounding.h"
 
 namespace bridle {
 namespace {
@@ -40,15 +41,13 @@ namespace {
 class RowBlocks {
  public:
   RowBlocks(const GemmVariant& variant, int64_t m)
-      : m_(m), rows_(variant.rows), tiles_(quotient(m, rows_)), count_(quotient(m, variant.block_rows)) {}
+      : m_(m), rows_(variant.rows), tiles_(divide_up(m, rows_)), count_(divide_up(m, variant.block_rows)) {}
 
   int64_t count() const { return count_; }
   // The first row of a block; that of the block behind the last is m.
   int64_t first(int64_t block) const { return std::min(m_, block * tiles_ / count_ * rows_); }
 
  private:
-  static int64_t quotient(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
-
   int64_t m_, rows_, tiles_, count_;
 };
 

@@ -10,13 +10,12 @@
 #include "bridle/checks.h"
 #include "ops/gemm/panel_packing.h"
 #include "ops/gemm/variant.h"
+#include "ops/rounding.h"
 
 namespace bridle {
 namespace {
 
 constexpr int64_t kAlignment = AlignedBuffer::kAlignment;
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
 // Matrix units and VDPBF16PS read bfloat16 in pairs.
 bool in_pairs(const GemmVariant& variant) { return variant.dtype == Dtype::kBFloat16 && variant.isa != Isa::kScalar; }
@@ -105,7 +104,7 @@ PackedWeights::PackedWeights(WeightFormat format)
     : format_(std::move(format)), variant_(&gemm_variant(format_.dtype, format_.isa)) {
   check(format_);
   k_ = std::accumulate(widths().begin(), widths().end(), int64_t{0});
-  panels_ = round_up(n(), panel_outputs()) / panel_outputs();
+  panels_ = divide_up(n(), panel_outputs());
   panel_bytes_ = round_up(k_ * variant_->panel_width * element_bytes(dtype()), kAlignment);
   zeros_.resize(*std::max_element(widths().begin(), widths().end()) * element_bytes(dtype()));
 }

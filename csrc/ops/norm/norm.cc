@@ -60,7 +60,7 @@ class GroupNormRun {
   // Calls body(source, its channels, its first channel) with the source at a chunk of a row.
   template <class Body>
   void for_sources(int64_t task, Body body) const {
-    const int64_t row = task / chunks_, first = task % chunks_ * kChunk, bytes = a_.dtype == Dtype::kFloat32 ? 4 : 2;
+    const int64_t row = task / chunks_, first = task % chunks_ * kChunk, bytes = element_bytes(a_.dtype);
     for (int64_t i = 0, start = 0; i < 2; start += a_.channels[i++]) {
       if (a_.channels[i] == 0) continue;
       const int64_t place = (row * a_.positions + first) * a_.channels[i];
@@ -95,7 +95,7 @@ class GroupNormRun {
   }
 
   void apply(int64_t task) const {
-    const int64_t row = task / chunks_, first = task % chunks_ * kChunk, bytes = a_.dtype == Dtype::kFloat32 ? 4 : 2;
+    const int64_t row = task / chunks_, first = task % chunks_ * kChunk, bytes = element_bytes(a_.dtype);
     std::byte* const out = static_cast<std::byte*>(a_.out) + (row * a_.positions + first) * channels_ * bytes;
     for_sources(task, [&](const std::byte* x, int64_t channels, int64_t start) {
       const int64_t place = row * channels_ + start;
@@ -130,7 +130,7 @@ void group_norm(const GroupNorm& a, std::byte* workspace, Isa isa, ThreadPool& p
 void layer_norm(const LayerNorm& a, Isa isa, ThreadPool& pool) {
   if (a.channels < 1) throw std::invalid_argument("layer_norm: x has no channels");
   const NormKernels& kernels = kernels_for(a.dtype, isa);
-  const int64_t bytes = a.channels * (a.dtype == Dtype::kFloat32 ? 4 : 2);
+  const int64_t bytes = a.channels * element_bytes(a.dtype);
   pool.run((a.m + kLayerRows - 1) / kLayerRows, [&](int64_t task) {
     for (int64_t row = task * kLayerRows; row < std::min(a.m, (task + 1) * kLayerRows); ++row) {
       kernels.layer(static_cast<const std::byte*>(a.x) + row * bytes, a.channels, a.eps, a.weight, a.bias,

@@ -46,6 +46,10 @@ class CpuBackend(ReferenceBackend):
             return f"it runs on the CPU, not on {device}"
         if dtype not in DTYPES:
             return f"it computes in float32 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
+        try:
+            _core.weight_layout(str(dtype).removeprefix("torch."))
+        except ValueError:
+            return f"this CPU ({_core.active_isa()}) has no instructions for products in bfloat16; use float32"
         return None
 
     @staticmethod

@@ -68,7 +68,8 @@ def export(
     model: a diffusers folder. controls: folders of ControlNets and T2I-Adapters, and IP-Adapters as .safetensors files or
     folders that hold one. features: any of "residuals", "regions" and "maps", the optional inputs of the U-Net.
     precision: "fp32" or "fp16". opset: of the standard operators. Raises RequestError, ModelLoadError, and ExportError
-    where the disk is too small; nothing is left of an export that fails or is interrupted.
+    where the disk is too small. Nothing is left of an export that fails or is interrupted from the keyboard; a process that
+    is killed leaves a hidden folder `.OUT.*` beside `out`, which itself is never there half-made.
     """
     target = Path(out)
     _check(target, features, precision, opset)

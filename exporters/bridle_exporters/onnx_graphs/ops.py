@@ -1,6 +1,5 @@
 """`Ops` that writes ONNX nodes of the standard operator set. Values are of `graph.Value`, weights are PyTorch tensors."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ from bridle.errors import UnsupportedError
 from bridle_exporters.onnx_graphs.attention import attention
 from bridle_exporters.onnx_graphs.graph import Graph, Repeat, Value
 from bridle_kernels.activation import Activation
-from bridle_kernels.time_embedding.reference import LONGEST_PERIOD
+from bridle_kernels.time_embedding.reference import frequencies
 
 Pair = tuple[Value, Value]
 
@@ -122,10 +121,8 @@ class OnnxOps:
     def time_embedding(
         self, t: Value, dim: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: torch.dtype
     ) -> Value:
-        half = dim // 2
-        exponents = -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32)
-        frequencies = self._graph.table(f"frequencies.{dim}", torch.exp(exponents / (half - freq_shift)))
-        angles = self._op("Mul", self._op("Unsqueeze", t, self._graph.constant([-1])), frequencies)
+        table = self._graph.table(f"frequencies.{dim}.{freq_shift}", frequencies(dim, freq_shift))
+        angles = self._op("Mul", self._op("Unsqueeze", t, self._graph.constant([-1])), table)
         parts = [self._op("Cos", angles), self._op("Sin", angles)]
         if not flip_sin_to_cos:
             parts.reverse()

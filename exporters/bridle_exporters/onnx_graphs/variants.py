@@ -24,17 +24,21 @@ Rewrite = Callable[[Any, dict[str, Any]], Iterator[Any]]
 def write(folder: Path, name: str) -> dict[str, str]:
     """Writes NAME.PROVIDER.onnx for the base graph NAME.onnx where a step changes it: provider -> file to load."""
     base = folder / f"{name}.onnx"
+    if not any(node.op_type == "Attention" for node in _graph(base).graph.node):
+        return dict.fromkeys(STEPS, base.name)
     files = {}
     for provider in STEPS:
-        model = onnx.load(str(base), load_external_data=False)
-        if any(node.op_type == "Attention" for node in model.graph.node):
-            _rewrite(model, _decomposed if provider == "tensorrt" else _multi_head)
-            path = folder / f"{name}.{provider}.onnx"
-            path.write_bytes(model.SerializeToString())
-            files[provider] = path.name
-        else:
-            files[provider] = base.name
+        model = _graph(base)
+        _rewrite(model, _decomposed if provider == "tensorrt" else _multi_head)
+        path = folder / f"{name}.{provider}.onnx"
+        path.write_bytes(model.SerializeToString())
+        files[provider] = path.name
     return files
+
+
+def _graph(path: Path) -> Any:
+    """A model of its own, without weights."""
+    return onnx.load(str(path), load_external_data=False)
 
 
 def _rewrite(model: Any, rewrite: Rewrite) -> None:

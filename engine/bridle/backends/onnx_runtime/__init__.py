@@ -1,1 +1,1 @@
-"""What the backend `ort` is made of: graph files from outside checked, sessions, and rows as inputs of graphs."""
+"""Graph files from outside, checked before ONNX Runtime sees them."""
