@@ -62,14 +62,14 @@ class Guarded:
     tensor: Tensor
 
     @classmethod
-    def make(cls, shape: tuple[int, ...]) -> "Guarded":
-        """float32 of `shape`."""
+    def make(cls, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> "Guarded":
+        """A tensor of `shape`."""
         count = int(torch.Size(shape).numel())
-        buffer = poisoned((count + 2 * GUARD,))
+        buffer = poisoned((count + 2 * GUARD,), dtype)
         return cls(buffer, buffer[GUARD : GUARD + count].view(shape))
 
     def check(self) -> None:
         """Asserts that the guards are untouched."""
-        bits = self.buffer.view(torch.int32)
+        bits = self.buffer.view(_INTEGERS[self.buffer.dtype])
         guards = torch.cat([bits[:GUARD], bits[-GUARD:]])
-        assert (guards == _POISON_BITS[torch.float32]).all(), "rule D: written outside the output"
+        assert (guards == _POISON_BITS[self.buffer.dtype]).all(), "rule D: written outside the output"

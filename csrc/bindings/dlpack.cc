@@ -36,6 +36,7 @@ struct DLManagedTensor {
 };
 
 constexpr int32_t kCpu = 1;
+constexpr uint8_t kInt = 0;
 constexpr uint8_t kFloat = 2;
 constexpr uint8_t kBfloat = 4;
 
@@ -43,16 +44,20 @@ constexpr uint8_t kBfloat = 4;
   throw std::invalid_argument(std::string(name) + " wants " + wants);
 }
 
-Dtype dtype_of(const char* name, const DLDataType& type) {
+Dtype float_of(const char* name, const DLDataType& type) {
   if (type.lanes == 1 && type.code == kFloat && type.bits == 32) return Dtype::kFloat32;
   if (type.lanes == 1 && type.code == kFloat && type.bits == 16) return Dtype::kFloat16;
   if (type.lanes == 1 && type.code == kBfloat && type.bits == 16) return Dtype::kBFloat16;
   refuse(name, "float32, float16 or bfloat16");
 }
 
-}  // namespace
+Dtype integer_of(const char* name, const DLDataType& type) {
+  if (type.lanes == 1 && type.code == kInt && type.bits == 64) return Dtype::kInt64;
+  refuse(name, "int64");
+}
 
-Borrowed borrow(const char* name, const pybind11::object& tensor) {
+Borrowed borrow_as(const char* name, const pybind11::object& tensor,
+                   Dtype (*dtype_of)(const char*, const DLDataType&)) {
   if (tensor.is_none()) return {};
   if (!pybind11::hasattr(tensor, "__dlpack__")) refuse(name, "a tensor with __dlpack__");
   // The capsule is not renamed: its own destructor frees the structure when `owner` goes.
@@ -71,6 +76,14 @@ Borrowed borrow(const char* name, const pybind11::object& tensor) {
     view.strides[i] = source.strides != nullptr ? source.strides[i] : compact;
   }
   return {std::move(view), std::move(capsule)};
+}
+
+}  // namespace
+
+Borrowed borrow(const char* name, const pybind11::object& tensor) { return borrow_as(name, tensor, &float_of); }
+
+Borrowed borrow_integers(const char* name, const pybind11::object& tensor) {
+  return borrow_as(name, tensor, &integer_of);
 }
 
 }  // namespace bridle::python

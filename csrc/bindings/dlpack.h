@@ -17,4 +17,7 @@ struct Borrowed {
 // float32, float16 or bfloat16.
 Borrowed borrow(const char* name, const pybind11::object& tensor);
 
+// The same for int64.
+Borrowed borrow_integers(const char* name, const pybind11::object& tensor);
+
 }  // namespace bridle::python

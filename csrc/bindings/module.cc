@@ -17,7 +17,9 @@ PYBIND11_MODULE(_core, module) {
   bridle::python::bind_attention(module);
   bridle::python::bind_gemm(module);
   bridle::python::bind_guide_step_blend(module);
+  bridle::python::bind_image_ops(module);
   bridle::python::bind_norm(module);
   bridle::python::bind_plan(module);
   bridle::python::bind_residual_add(module);
+  bridle::python::bind_token_ops(module);
 }

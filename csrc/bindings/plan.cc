@@ -90,7 +90,16 @@ void bind_plan(py::module_& module) {
            py::kw_only(), py::arg("scale"), py::arg("causal"), py::arg("float32_scores"), py::arg("row_port"))
       .def("bound_attention", &record_bound_attention, py::arg("q"), py::arg("out"), py::kw_only(), py::arg("scale"),
            py::arg("float32_scores"))
-      .def("residual_add", &record_residual_add, py::arg("x"));
+      .def("residual_add", &record_residual_add, py::arg("x"))
+      .def("average_pool", &record_average_pool, py::arg("x"), py::arg("out"))
+      .def("area_pool", &record_area_pool, py::arg("x"), py::arg("out"))
+      .def("copy", &record_copy, py::arg("x"), py::arg("out"))
+      .def("pointwise", &record_pointwise, py::arg("x"), py::arg("out"), py::kw_only(), py::arg("scale"),
+           py::arg("shift"), py::arg("activation"))
+      .def("embedding", &record_embedding, py::arg("ids"), py::arg("tokens"), py::arg("positions"), py::arg("out"))
+      .def("end_token", &record_end_token, py::arg("x"), py::arg("ids"), py::arg("out"), py::kw_only(), py::arg("end"))
+      .def("time_embedding", &record_time_embedding, py::arg("t"), py::arg("frequencies"), py::arg("out"),
+           py::kw_only(), py::arg("cosines_first"));
   bind_frame(module);
 }
 

@@ -23,10 +23,17 @@ void check_compact(const char* name, const Strided& t, Dtype dtype, const std::v
   }
 }
 
+void check_floats(const char* name, const Strided& t) {
+  if (t.dtype != Dtype::kFloat32 && t.dtype != Dtype::kBFloat16) {
+    throw std::invalid_argument(std::string(name) + " wants float32 or bfloat16");
+  }
+}
+
 Dtype dtype_named(const std::string& name) {
   if (name == "float32") return Dtype::kFloat32;
   if (name == "bfloat16") return Dtype::kBFloat16;
-  throw std::invalid_argument("dtype is '" + name + "', wants float32 or bfloat16");
+  if (name == "int64") return Dtype::kInt64;
+  throw std::invalid_argument("dtype is '" + name + "', wants float32, bfloat16 or int64");
 }
 
 Activation activation_named(const std::string& name) {
@@ -35,7 +42,8 @@ Activation activation_named(const std::string& name) {
   if (name == "relu") return Activation::kRelu;
   if (name == "gelu") return Activation::kGelu;
   if (name == "quick_gelu") return Activation::kQuickGelu;
-  throw std::invalid_argument("activation is '" + name + "', wants '', silu, relu, gelu or quick_gelu");
+  if (name == "tanh") return Activation::kTanh;
+  throw std::invalid_argument("activation is '" + name + "', wants '', silu, relu, gelu, quick_gelu or tanh");
 }
 
 }  // namespace bridle

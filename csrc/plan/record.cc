@@ -71,13 +71,26 @@ AttentionArguments attention_arguments(const PlanTensor& q, const PlanTensor& ou
 }
 
 // A segment of an attention's own keys and values: each row reads itself.
-AttentionSegment own_segment(int64_t rows, int64_t keys) {
+AttentionSegment own_segment(int64_t rows, const std::vector<PlanTensor>& k, const std::vector<PlanTensor>& v,
+                             const Frame& frame) {
   AttentionSegment segment;
   segment.q_rows.resize(rows);
   std::iota(segment.q_rows.begin(), segment.q_rows.end(), 0);
   segment.k_rows = segment.v_rows = segment.q_rows;
-  segment.pieces.push_back({{}, {}, std::vector<int32_t>(rows, static_cast<int32_t>(keys))});
+  for (size_t i = 0; i < k.size(); ++i) {
+    const std::vector<int32_t> lengths(rows, static_cast<int32_t>(k[i].layout.shape[1]));
+    segment.pieces.push_back({k[i].in(frame), v[i].in(frame), lengths});
+  }
   return segment;
+}
+
+// keys: how many the piece has.
+void check_piece(const PlanTensor& part, const PlanTensor& q, int64_t keys) {
+  const std::vector<int64_t>&shape = part.layout.shape, &wanted = q.layout.shape;
+  if (shape != std::vector<int64_t>{wanted[0], keys, wanted[2], wanted[3]} || part.layout.strides[3] != 1 ||
+      part.layout.dtype != q.layout.dtype) {
+    throw std::invalid_argument("k and v want [R, L, H, d] with consecutive channels");
+  }
 }
 
 }  // namespace
@@ -147,24 +160,24 @@ void record_layer_norm(Plan& plan, const PlanTensor& x, const PlanTensor& out, c
   });
 }
 
-void record_own_attention(Plan& plan, const PlanTensor& q, const PlanTensor& k, const PlanTensor& v,
-                          const PlanTensor& out, float scale, bool causal, bool float32_scores, int32_t row_port) {
+void record_own_attention(Plan& plan, const PlanTensor& q, const std::vector<PlanTensor>& k,
+                          const std::vector<PlanTensor>& v, const PlanTensor& out, float scale, bool causal,
+                          bool float32_scores, int32_t row_port) {
   const AttentionArguments arguments = attention_arguments(q, out, scale, causal, float32_scores);
-  for (const PlanTensor* part : {&k, &v}) {
-    const std::vector<int64_t>&shape = part->layout.shape, &wanted = q.layout.shape;
-    if (shape.size() != 4 || shape[0] != wanted[0] || shape[1] != k.layout.shape[1] || shape[2] != wanted[2] ||
-        shape[3] != wanted[3] || part->layout.strides[3] != 1 || part->layout.dtype != q.layout.dtype) {
-      throw std::invalid_argument("k and v want [R, L, H, d] with consecutive channels");
-    }
+  if (k.empty() || k.size() != v.size()) throw std::invalid_argument("k and v want as many pieces, one or more");
+  Buffers reads = {q.buffer};
+  for (size_t i = 0; i < k.size(); ++i) {
+    const int64_t keys = k[i].layout.shape.size() == 4 ? k[i].layout.shape[1] : 0;
+    check_piece(k[i], q, keys);
+    check_piece(v[i], q, keys);
+    reads.insert(reads.end(), {k[i].buffer, v[i].buffer});
   }
   const Isa isa = active_isa();
-  plan.add("self_attention", {q.buffer, k.buffer, v.buffer}, {out.buffer}, [=](Frame& frame) {
+  plan.add("self_attention", reads, {out.buffer}, [=](Frame& frame) {
     AttentionArguments a = arguments;
     a.q = q.in(frame);
     a.out = out.in(frame);
-    a.segments.push_back(own_segment(q.layout.shape[0], k.layout.shape[1]));
-    a.segments.back().pieces.back().k = k.in(frame);
-    a.segments.back().pieces.back().v = v.in(frame);
+    a.segments.push_back(own_segment(q.layout.shape[0], k, v, frame));
     return frame.attend_own(row_port, std::move(a), isa);
   });
 }

@@ -96,7 +96,8 @@ struct Network {
       tensor.layout.strides = {kPixels * 3 * kChannels, 3 * kChannels, kDim, 1};
       return tensor;
     };
-    record_own_attention(*plan, head(0), head(1), head(2), image(own, flat), 0.25f, false, false, plan->add_row_port());
+    record_own_attention(*plan, head(0), {head(1)}, {head(2)}, image(own, flat), 0.25f, false, false,
+                         plan->add_row_port());
     attention =
         record_bound_attention(*plan, image(own, {kRows, kPixels, kHeads, kDim}), image(cross, flat), 0.25f, false);
     point = record_residual_add(*plan, image(cross, flat));

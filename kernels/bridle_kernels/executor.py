@@ -46,6 +46,34 @@ class Executor(Protocol):
         """See `Ops.residual_add`, of x [R, h, w, C], which may be overwritten."""
         ...
 
+    def average_pool(self, x: Tensor, out: Tensor) -> None:
+        """Means of 2x2 blocks: out [R, ceil(h/2), ceil(w/2), C] of x [R, h, w, C]."""
+        ...
+
+    def area_pool(self, x: Tensor, out: Tensor) -> None:
+        """Means of the areas that the pixels of out [R, h', w', C] cover of x [R, h, w, C]."""
+        ...
+
+    def copy(self, x: Tensor, out: Tensor) -> None:
+        """out = x, both of any strides."""
+        ...
+
+    def pointwise(self, x: Tensor, out: Tensor, *, scale: float, shift: float, activation: str) -> None:
+        """activation(scale * x + shift) of every element."""
+        ...
+
+    def time_embedding(self, t: Tensor, frequencies: Tensor, out: Tensor, *, cosines_first: bool) -> None:
+        """Sinusoids [S, C] of t [S] times frequencies [C / 2]."""
+        ...
+
+    def embedding(self, ids: Tensor, tokens: Tensor, positions: Tensor, out: Tensor) -> None:
+        """tokens[ids] + positions: [R, N, C]. Raises IndexError for an id that there is not, ValueError for no position."""
+        ...
+
+    def end_token(self, x: Tensor, ids: Tensor, out: Tensor, *, end: int | None) -> None:
+        """x [R, N, C] at the end token of each row: [R, C]. See `Ops.end_token`."""
+        ...
+
 
 class Immediate:
     """Runs every kernel when it is called. Several threads may call; while one has the pool, the others compute alone."""
@@ -82,6 +110,27 @@ class Immediate:
         terms = [residual_term(residual, x) for residual in residuals]
         _core.residual_add(self._pool, out.flatten(1, 2), terms)
         return out
+
+    def average_pool(self, x: Tensor, out: Tensor) -> None:
+        _core.average_pool(self._pool, x, out)
+
+    def area_pool(self, x: Tensor, out: Tensor) -> None:
+        _core.area_pool(self._pool, x, out)
+
+    def copy(self, x: Tensor, out: Tensor) -> None:
+        _core.copy(self._pool, x, out)
+
+    def pointwise(self, x: Tensor, out: Tensor, *, scale: float, shift: float, activation: str) -> None:
+        _core.pointwise(self._pool, x, out, scale=scale, shift=shift, activation=activation)
+
+    def time_embedding(self, t: Tensor, frequencies: Tensor, out: Tensor, *, cosines_first: bool) -> None:
+        _core.time_embedding(self._pool, t, frequencies, out, cosines_first=cosines_first)
+
+    def embedding(self, ids: Tensor, tokens: Tensor, positions: Tensor, out: Tensor) -> None:
+        _core.embedding(self._pool, ids, tokens, positions, out)
+
+    def end_token(self, x: Tensor, ids: Tensor, out: Tensor, *, end: int | None) -> None:
+        _core.end_token(self._pool, x, ids, out, end=end)
 
 
 def residual_term(residual: ResidualTerm, image: Tensor) -> Mapping[str, object]:

@@ -6,33 +6,27 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from bridle_kernels import _core
-from bridle_kernels.activation.reference import Activation, activate_in_place
+from bridle_kernels.activation import Activation
 from bridle_kernels.attention import Segment
 from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.executor import Executor
+from bridle_kernels.native_layout import NativeLayout
 from bridle_kernels.ops import Pair, ReferenceOps
 from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.residual_add import ResidualTerm
+from bridle_kernels.spans import span
 
-_NATIVE_ACTIVATIONS: dict[Activation | None, str] = {
-    None: "",
-    "silu": "silu",
-    "relu": "relu",
-    "gelu": "gelu",
-    "quick_gelu": "quick_gelu",
-}
 _NORM_ACTIVATIONS = (None, "silu")
 
 
-class NativeOps(ReferenceOps):
+class NativeOps(NativeLayout):
     """`Ops` on tensors of float32 or bfloat16. What the core has no kernel for, the reference computes.
 
     executor: runs the kernels or records them. weights: may be shared between several of these.
     """
 
     def __init__(self, executor: Executor, weights: PackedWeights) -> None:
-        self._executor = executor
+        super().__init__(executor)
         self._weights = weights
 
     def conv2d(
@@ -51,8 +45,7 @@ class NativeOps(ReferenceOps):
         """See `Ops.conv2d`."""
         sources = x if isinstance(x, tuple) else (x,)
         outputs, _, height, width = weight.shape
-        widths = [source.shape[1] for source in sources] * (height * width)
-        if not _serves(weight, widths):
+        if weight.dtype not in DTYPES:
             return ReferenceOps.conv2d(
                 x,
                 weight,
@@ -70,20 +63,19 @@ class NativeOps(ReferenceOps):
         size = [(h + sides[2] + sides[3] - height) // stride + 1, (w + sides[0] + sides[1] - width) // stride + 1]
         out = self._executor.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
         self._executor.conv2d(
-            self._weights.matrix([weight], widths),
-            [_last(source) for source in sources],
+            self._weights.matrix([weight], [source.shape[1] for source in sources] * (height * width)),
+            [self._spans(self._last(source)) for source in sources],
             out,
             kernel=[height, width],
             stride=stride,
             padding=sides,
             upsample=upsample or (),
             bias=None if bias is None else self._weights.vector(bias),
-            shift=None if shift is None else _table(shift),
-            residual=None if residual is None else _last(residual.expand(rows, outputs, *size)).view(-1, outputs),
-            activation=_NATIVE_ACTIVATIONS.get(activation, ""),
+            shift=None if shift is None else self._table(shift),
+            residual=None if residual is None else self._last(residual.expand(rows, outputs, *size)).view(-1, outputs),
+            activation=activation or "",
         )
-        image = out.view(rows, *size, outputs).permute(0, 3, 1, 2)
-        return image if activation in _NATIVE_ACTIVATIONS else activate_in_place(image, activation)
+        return out.view(rows, *size, outputs).permute(0, 3, 1, 2)
 
     def linear(
         self,
@@ -95,44 +87,31 @@ class NativeOps(ReferenceOps):
         activation: Activation | None = None,
     ) -> Tensor:
         """See `Ops.linear`."""
-        outputs, inputs = weight.shape[:2]
-        if not _serves(weight, [inputs]):
+        if weight.dtype not in DTYPES:
             return ReferenceOps.linear(x, weight, bias, residual=residual, activation=activation)
-        shape = (*x.shape[:-1], outputs)
-        flat = None if residual is None else residual.expand(shape).reshape(-1, outputs)
-        packed = self._weights.matrix([weight], [inputs])
-        out = self._product(
-            packed,
-            x,
-            outputs,
-            None if bias is None else self._weights.vector(bias),
-            flat,
-            _NATIVE_ACTIVATIONS.get(activation, ""),
-        )
-        return out.view(shape) if activation in _NATIVE_ACTIVATIONS else activate_in_place(out.view(shape), activation)
+        shape = (*x.shape[:-1], weight.shape[0])
+        flat = None if residual is None else self._dense(residual.expand(shape)).view(-1, weight.shape[0])
+        offset = None if bias is None else self._weights.vector(bias)
+        return self._product([weight], x, offset, flat, activation).view(shape)
 
     def project_heads(
         self, x: Tensor, weights: Sequence[Tensor], heads: int, biases: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, ...]:
         """See `Ops.project_heads`: one product for all of the weights."""
-        inputs = weights[0].shape[1]
-        if not _serves(weights[0], [inputs]):
+        if weights[0].dtype not in DTYPES:
             return ReferenceOps.project_heads(x, weights, heads, biases)
         widths = [weight.shape[0] for weight in weights]
-        packed = self._weights.matrix(weights, [inputs])
         bias = None if biases is None else self._weights.vector(*biases)
-        out = self._product(packed, x, sum(widths), bias)
+        out = self._product(weights, x, bias)
         ends = list(accumulate(widths))
         parts = [out[:, end - width : end] for end, width in zip(ends, widths, strict=True)]
         return tuple(part.view(*x.shape[:-1], heads, -1) for part in parts)
 
     def geglu(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """See `Ops.geglu`."""
-        outputs, inputs = weight.shape[0] // 2, weight.shape[1]
-        if not _serves(weight, [inputs]):
+        if weight.dtype not in DTYPES:
             return ReferenceOps.geglu(x, weight, bias)
-        packed = self._weights.matrix([weight], [inputs], gated=True)
-        return self._product(packed, x, outputs, self._weights.vector(bias)).view(*x.shape[:-1], outputs)
+        return self._product([weight], x, self._weights.vector(bias), gated=True).view(*x.shape[:-1], -1)
 
     def group_norm(
         self,
@@ -146,15 +125,16 @@ class NativeOps(ReferenceOps):
         affine: tuple[Tensor, Tensor | None] | None = None,
     ) -> Tensor:
         """See `Ops.group_norm`."""
-        if weight.dtype not in DTYPES or activation not in _NORM_ACTIVATIONS:
+        if weight.dtype not in DTYPES:
             return ReferenceOps.group_norm(x, weight, bias, groups, eps, activation=activation, affine=affine)
         sources = x if isinstance(x, tuple) else (x,)
         rows, _, height, width = sources[0].shape
         channels = weight.shape[0]
         out = self._executor.empty(rows, height * width, channels, dtype=weight.dtype)
         scale, shift = affine if affine is not None else (None, None)
+        fused = activation if activation in _NORM_ACTIVATIONS else None
         self._executor.group_norm(
-            [_last(source).view(rows, height * width, -1) for source in sources],
+            [self._last(source).view(rows, height * width, -1) for source in sources],
             out,
             self._weights.vector(weight),
             self._weights.vector(bias),
@@ -162,15 +142,16 @@ class NativeOps(ReferenceOps):
             eps=eps,
             scale=None if scale is None else scale.float().contiguous(),
             shift=None if shift is None else shift.float().contiguous(),
-            activation=_NATIVE_ACTIVATIONS[activation],
+            activation=fused or "",
         )
-        return out.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        image = out.view(rows, height, width, channels).permute(0, 3, 1, 2)
+        return image if activation == fused else self._pointwise(image, activation=activation)
 
     def layer_norm(self, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         """See `Ops.layer_norm`."""
         if weight.dtype not in DTYPES:
             return ReferenceOps.layer_norm(x, weight, bias, eps)
-        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        flat = self._dense(x).view(-1, x.shape[-1])
         out = self._executor.empty(*flat.shape, dtype=flat.dtype)
         self._executor.layer_norm(flat, out, self._weights.vector(weight), self._weights.vector(bias), eps=eps)
         return out.view(x.shape)
@@ -195,40 +176,40 @@ class NativeOps(ReferenceOps):
         """See `Ops.residual_add`."""
         if x.dtype not in DTYPES:
             return ReferenceOps.residual_add(x, residuals)
-        return self._executor.residual_add(_last(x), residuals).permute(0, 3, 1, 2)
+        return self._executor.residual_add(self._last(x), residuals).permute(0, 3, 1, 2)
 
     def image(self, x: Tensor, size: tuple[int, int]) -> Tensor:
         """See `Ops.image`: a view."""
-        return x.reshape(x.shape[0], *size, x.shape[2]).permute(0, 3, 1, 2)
+        return self._dense(x).view(x.shape[0], *size, x.shape[2]).permute(0, 3, 1, 2)
 
     def _product(
         self,
-        packed: "_core.PackedWeights",
+        weights: Sequence[Tensor],
         x: Tensor,
-        outputs: int,
         bias: Tensor | None,
         residual: Tensor | None = None,
-        activation: str = "",
+        activation: Activation | None = None,
+        gated: bool = False,
     ) -> Tensor:
-        """[m, outputs] of x [..., K]."""
-        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        """[m, N] of x [..., K]: all weights in one product, or values times their gates."""
+        flat = self._spans(self._dense(x).view(-1, x.shape[-1]))
+        outputs = sum(weight.shape[0] for weight in weights) // (2 if gated else 1)
         out = self._executor.empty(flat.shape[0], outputs, dtype=x.dtype)
-        rest = None if residual is None else residual.contiguous()
-        self._executor.linear(packed, flat, out, bias=bias, residual=rest, activation=activation)
+        packed = self._weights.matrix(weights, [x.shape[-1]], gated=gated)
+        self._executor.linear(packed, flat, out, bias=bias, residual=residual, activation=activation or "")
         return out
 
+    def _spans(self, x: Tensor) -> Tensor:
+        """x [..., C] as products read it: bfloat16 in pairs, so a column of zeros follows an odd one."""
+        width = span(x.dtype, x.shape[-1])
+        if width == x.shape[-1]:
+            return x
+        out = self._executor.empty(*x.shape[:-1], width, dtype=x.dtype)
+        self._executor.copy(x, out[..., :-1])
+        self._executor.copy(torch.zeros(1, dtype=x.dtype).expand(*x.shape[:-1], 1), out[..., -1:])
+        return out
 
-def _serves(weight: Tensor, widths: Sequence[int]) -> bool:
-    """The products take bfloat16 in pairs."""
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and all(w % 2 == 0 for w in widths))
-
-
-def _last(image: Tensor) -> Tensor:
-    """[R, h, w, C] of an image [R, C, h, w], which is free where its channels are last already."""
-    return image.permute(0, 2, 3, 1).contiguous()
-
-
-def _table(shift: Tensor) -> Tensor:
-    """In float32, every row's channels one after another; rows may lie apart."""
-    shift = shift.float()
-    return shift if shift.stride(1) == 1 else shift.contiguous()
+    def _table(self, shift: Tensor) -> Tensor:
+        """In float32, every row's channels one after another; rows may lie apart."""
+        shift = shift.float()
+        return shift if shift.stride(1) == 1 else self._dense(shift)

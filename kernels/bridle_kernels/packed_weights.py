@@ -14,6 +14,7 @@ from bridle_kernels import _core
 from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.packed_cache import PackedCache
 from bridle_kernels.packed_network import PackedNetwork
+from bridle_kernels.spans import span, spanned
 from bridle_kernels.stored_weights import StoredWeights
 
 
@@ -59,7 +60,10 @@ class PackedWeights:
                 self._network = None
 
     def matrix(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool = False) -> "_core.PackedWeights":
-        """The packed product with weights [N, K] or of convolutions [N, C, kh, kw], their rows one after another."""
+        """The packed product with weights [N, K] or of convolutions [N, C, kh, kw], their rows one after another.
+
+        widths: of what is read for K or, tap by tap, for C. Products read a `span` of each.
+        """
         key = (gated, *map(id, weights), *widths)
         found = self._packed.get(key)
         if found is not None:
@@ -74,11 +78,12 @@ class PackedWeights:
     def _made(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool) -> "_core.PackedWeights":
         def pack(values: Sequence[Tensor]) -> _core.PackedWeights:
             dtype = str(weights[0].dtype).removeprefix("torch.")
-            rows = [_rows(value if value.dtype in DTYPES else value.to(weights[0].dtype)) for value in values]
-            return _core.PackedWeights(rows, widths, dtype, gated=gated, pool=self._pool)
+            rows = [_rows(value if value.dtype in DTYPES else value.to(weights[0].dtype), widths) for value in values]
+            return _core.PackedWeights(rows, spans, dtype, gated=gated, pool=self._pool)
 
+        spans = [span(weights[0].dtype, width) for width in widths]
         if weights[0].is_meta and self._network is not None:
-            return self._network.matrix(weights, widths, gated, pack)
+            return self._network.matrix(weights, spans, gated, pack)
         return pack(weights)
 
     def _stand_in(self, weights: StoredWeights, name: str) -> Tensor:
@@ -104,6 +109,9 @@ class PackedWeights:
         return found
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """[N, K], or [N, taps, C] of a convolution."""
-    return weight if weight.ndim == 2 else weight.flatten(2).transpose(1, 2)
+def _rows(weight: Tensor, widths: Sequence[int]) -> Tensor:
+    """[N, K], or [N, taps, C] of a convolution, as wide as their spans."""
+    if weight.ndim == 2:
+        return spanned(weight, widths)
+    taps = weight[0, 0].numel()
+    return spanned(weight.flatten(2).transpose(1, 2), widths[: len(widths) // taps])

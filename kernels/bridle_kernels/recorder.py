@@ -146,17 +146,39 @@ class Recorder:
         self._program.residuals[name] = Port(self._plan.residual_add(place), x, place)
         return x
 
+    def average_pool(self, x: Tensor, out: Tensor) -> None:
+        self._plan.average_pool(self._place(x), self._place(out))
+
+    def area_pool(self, x: Tensor, out: Tensor) -> None:
+        self._plan.area_pool(self._place(x), self._place(out))
+
+    def copy(self, x: Tensor, out: Tensor) -> None:
+        self._plan.copy(self._place(x), self._place(out))
+
+    def pointwise(self, x: Tensor, out: Tensor, *, scale: float, shift: float, activation: str) -> None:
+        self._plan.pointwise(self._place(x), self._place(out), scale=scale, shift=shift, activation=activation)
+
+    def time_embedding(self, t: Tensor, frequencies: Tensor, out: Tensor, *, cosines_first: bool) -> None:
+        places = [self._place(tensor) for tensor in (t, frequencies, out)]
+        self._plan.time_embedding(*places, cosines_first=cosines_first)
+
+    def embedding(self, ids: Tensor, tokens: Tensor, positions: Tensor, out: Tensor) -> None:
+        self._plan.embedding(*(self._place(tensor) for tensor in (ids, tokens, positions, out)))
+
+    def end_token(self, x: Tensor, ids: Tensor, out: Tensor, *, end: int | None) -> None:
+        self._plan.end_token(self._place(x), self._place(ids), self._place(out), end=end)
+
     def _own_attention(self, q: Tensor, segments: Sequence[Segment], out: Tensor, options: Mapping[str, Any]) -> None:
         (segment,) = segments
-        (piece,) = segment.pieces
         port = self._own_rows
         if segment.q_rows is not None:
             name = self._names[_storage(segment.q_rows)]
             if name not in self._program.rows:
                 self._program.rows[name] = self._plan.add_row_port()
             port = self._program.rows[name]
-        places = [self._place(tensor) for tensor in (q, piece.k, piece.v, out)]
-        self._plan.own_attention(*places, row_port=port, **options)
+        keys = [self._place(piece.k) for piece in segment.pieces]
+        values = [self._place(piece.v) for piece in segment.pieces]
+        self._plan.own_attention(self._place(q), keys, values, self._place(out), row_port=port, **options)
 
     def _register(self, tensor: Tensor, buffer: int) -> None:
         self._buffers[_storage(tensor)] = buffer

@@ -38,6 +38,9 @@ def attention(ops: Ops, rand: Callable[..., Tensor], **named: object) -> Tensor:
     return ops.attention(q, [Segment((Piece(k, v),), weight=0.7)], **named)  # type: ignore[arg-type]
 
 
+IDS = torch.tensor([[3, 19, 0, 4, 4, 19, 1], [5, 6, 7, 8, 9, 10, 18], [19, 0, 0, 0, 0, 0, 0]])
+"""Token ids of the vocabulary below; 19 ends a text."""
+
 CALLS: dict[str, Call] = {
     "conv2d": lambda ops, r: ops.conv2d(r(2, 6, 9, 7), r(10, 6, 3, 3), r(10)),
     "conv2d, a pair, shift, residual": lambda ops, r: ops.conv2d(
@@ -48,6 +51,16 @@ CALLS: dict[str, Call] = {
     ),
     "conv2d, 1x1": lambda ops, r: ops.conv2d(r(2, 6, 9, 7), r(10, 6, 1, 1), padding=0, residual=r(2, 10, 9, 7)),
     "conv2d, odd width": lambda ops, r: ops.conv2d(r(1, 3, 8, 8), r(4, 3, 3, 3), r(4)),
+    "conv2d, an odd pair": lambda ops, r: ops.conv2d((r(2, 4, 7, 5), r(2, 5, 7, 5)), r(6, 9, 3, 3), r(6), stride=2),
+    "conv2d, two odd widths": lambda ops, r: ops.conv2d((r(2, 3, 7, 5), r(2, 1, 7, 5)), r(5, 4, 1, 1), padding=0),
+    "conv2d, tanh": lambda ops, r: ops.conv2d(r(1, 4, 8, 8), r(4, 4, 3, 3), activation="tanh"),
+    "conv2d, broadcast residual": lambda ops, r: ops.conv2d(
+        r(3, 4, 8, 6), r(6, 4, 2, 2), stride=2, padding=0, residual=r(6, 12).reshape(1, 6, 4, 3)
+    ),
+    "linear, odd width": lambda ops, r: ops.linear(r(2, 9, 13), r(10, 13), r(10), residual=r(2, 1, 10)),
+    "project_heads, odd width": lambda ops, r: ops.project_heads(r(2, 9, 13), [r(6, 13), r(6, 13)], 2)[1],
+    "geglu, odd width": lambda ops, r: ops.geglu(r(2, 9, 11), r(14, 11), r(14)),
+    "layer_norm of a column": lambda ops, r: ops.layer_norm(ops.columns(r(3, 9, 12), 0, 1), r(12), r(12), 1e-5),
     "linear": lambda ops, r: ops.linear(r(2, 9, 12), r(10, 12), r(10), residual=r(2, 9, 10), activation="silu"),
     "linear, gelu": lambda ops, r: ops.linear(r(2, 9, 12), r(10, 12), r(10), activation="gelu"),
     "linear of an image's tokens": lambda ops, r: ops.linear(ops.tokens(r(2, 12, 4, 5)), r(10, 12, 1, 1), r(10)),
@@ -64,6 +77,22 @@ CALLS: dict[str, Call] = {
     "conv2d, upsampled": lambda ops, r: ops.conv2d(r(2, 12, 5, 4), r(6, 12, 3, 3), upsample=(10, 8)),
     "conv2d, upsampled to odd sides": lambda ops, r: ops.conv2d(r(2, 12, 7, 3), r(6, 12, 3, 3), upsample=(13, 5)),
     "image of tokens": lambda ops, r: ops.image(r(2, 20, 12), (5, 4)),
+    "average_pool": lambda ops, r: ops.average_pool(r(2, 70, 8, 6)),
+    "average_pool, odd": lambda ops, r: ops.average_pool(r(2, 3, 7, 5)),
+    "spatial_mean": lambda ops, r: ops.spatial_mean(r(2, 70, 9, 7)),
+    "resize_mask": lambda ops, r: ops.resize_mask(r(3, 1, 17, 9), (5, 4)),
+    "pixel_unshuffle": lambda ops, r: ops.pixel_unshuffle(r(2, 3, 16, 24), 8),
+    "activation, tanh": lambda ops, r: ops.activation(3 * r(2, 4, 5, 3), "tanh"),
+    "activation of tokens": lambda ops, r: ops.activation(r(5, 2, 7).transpose(0, 1), "silu"),
+    "scale_shift": lambda ops, r: ops.scale_shift(r(2, 3, 5, 4), 0.5, 0.25),
+    "concat of images": lambda ops, r: ops.concat([r(2, 3, 5, 4), r(2, 4, 5, 4), r(2, 1, 5, 4)]),
+    "concat of tokens": lambda ops, r: ops.concat([r(2, 3, 5), r(2, 4, 5)]),
+    "concat of columns": lambda ops, r: ops.concat([ops.columns(r(2, 9), 3, 5), r(2, 9)]),
+    "rows": lambda ops, r: ops.rows(r(3, 4, 5, 6), (2, 0, 2)),
+    "rows of one": lambda ops, r: ops.rows(r(1, 4, 5), (0, 0, 0)),
+    "embedding": lambda ops, r: ops.embedding(IDS, r(20, 6), r(8, 6)),
+    "end_token": lambda ops, r: ops.end_token(r(3, 7, 6), IDS, 19),
+    "end_token, the largest": lambda ops, r: ops.end_token(r(3, 7, 6), IDS, None),
     "geglu": lambda ops, r: ops.geglu(r(2, 9, 12), r(20, 12), r(20)),
     "group_norm": lambda ops, r: ops.group_norm(r(2, 12, 5, 4), r(12), r(12), 4, 1e-5, activation="silu"),
     "group_norm, a pair, affine": lambda ops, r: ops.group_norm(

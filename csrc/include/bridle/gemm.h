@@ -14,7 +14,7 @@
 
 namespace bridle {
 
-enum class Activation { kNone, kSilu, kRelu, kGelu, kQuickGelu };
+enum class Activation { kNone, kSilu, kRelu, kGelu, kQuickGelu, kTanh };
 
 // Where the rows of a left operand begin, each of `width` elements of the weights' dtype.
 class LeftOperand {

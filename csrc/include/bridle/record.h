@@ -48,9 +48,11 @@ void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const
 void record_layer_norm(Plan& plan, const PlanTensor& x, const PlanTensor& out, const PlanTensor& weight,
                        const PlanTensor& bias, double eps);
 
-// row_port: of the rows that the self-attention's maps come from.
-void record_own_attention(Plan& plan, const PlanTensor& q, const PlanTensor& k, const PlanTensor& v,
-                          const PlanTensor& out, float scale, bool causal, bool float32_scores, int32_t row_port);
+// k, v: one or more [R, L, H, d] each, whose keys share a softmax. row_port: of the rows that the attention's maps come
+// from.
+void record_own_attention(Plan& plan, const PlanTensor& q, const std::vector<PlanTensor>& k,
+                          const std::vector<PlanTensor>& v, const PlanTensor& out, float scale, bool causal,
+                          bool float32_scores, int32_t row_port);
 
 // Its segments are bound to the port that is returned.
 int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor& out, float scale,
@@ -58,5 +60,23 @@ int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor
 
 // x: [R, positions, C], is added to. Its terms are bound to the port that is returned.
 int32_t record_residual_add(Plan& plan, const PlanTensor& x);
+
+void record_average_pool(Plan& plan, const PlanTensor& x, const PlanTensor& out);
+
+void record_area_pool(Plan& plan, const PlanTensor& x, const PlanTensor& out);
+
+void record_copy(Plan& plan, const PlanTensor& x, const PlanTensor& out);
+
+void record_pointwise(Plan& plan, const PlanTensor& x, const PlanTensor& out, double scale, double shift,
+                      const std::string& activation);
+
+void record_embedding(Plan& plan, const PlanTensor& ids, const PlanTensor& tokens, const PlanTensor& positions,
+                      const PlanTensor& out);
+
+void record_end_token(Plan& plan, const PlanTensor& x, const PlanTensor& ids, const PlanTensor& out,
+                      std::optional<int64_t> end);
+
+void record_time_embedding(Plan& plan, const PlanTensor& t, const PlanTensor& frequencies, const PlanTensor& out,
+                           bool cosines_first);
 
 }  // namespace bridle

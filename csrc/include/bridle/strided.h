@@ -6,9 +6,12 @@
 
 namespace bridle {
 
-enum class Dtype { kFloat32, kFloat16, kBFloat16 };
+enum class Dtype { kFloat32, kFloat16, kBFloat16, kInt64 };
 
-constexpr int64_t element_bytes(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+constexpr int64_t element_bytes(Dtype dtype) {
+  if (dtype == Dtype::kInt64) return 8;
+  return dtype == Dtype::kFloat32 ? 4 : 2;
+}
 
 struct Strided {
   void* data = nullptr;  // nullptr = absent

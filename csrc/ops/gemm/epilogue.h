@@ -4,24 +4,13 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "ops/activate.h"
 #include "ops/element.h"
 #include "ops/exponential.h"
 #include "ops/gemm/variant.h"
 
 namespace bridle {
 namespace {
-
-inline void activate(Activation kind, float* values, int64_t count) {
-  if (kind == Activation::kSilu) {
-    for (int64_t i = 0; i < count; ++i) values[i] = silu(values[i]);
-  } else if (kind == Activation::kRelu) {
-    for (int64_t i = 0; i < count; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
-  } else if (kind == Activation::kGelu) {
-    for (int64_t i = 0; i < count; ++i) values[i] = gelu(values[i]);
-  } else if (kind == Activation::kQuickGelu) {
-    for (int64_t i = 0; i < count; ++i) values[i] = quick_gelu(values[i]);
-  }
-}
 
 template <class Element>
 void finish(const EpilogueArguments& a) {

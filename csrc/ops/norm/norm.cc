@@ -15,7 +15,8 @@ constexpr int64_t kChunk = 64;
 constexpr int64_t kLayerRows = 16;
 
 const NormKernels& kernels_for(Dtype dtype, Isa isa) {
-  if (dtype == Dtype::kFloat16) throw std::invalid_argument("norm: wants float32 or bfloat16");
+  if (dtype != Dtype::kFloat32 && dtype != Dtype::kBFloat16)
+    throw std::invalid_argument("norm: wants float32 or bfloat16");
 #if defined(__x86_64__)
   if (contains(isa, Isa::kAvx512)) return avx512_norm(dtype);
   if (contains(isa, Isa::kAvx2)) return avx2_norm(dtype);

@@ -62,6 +62,7 @@ class Add {
 
 ResidualImage residual_image(const Strided& x) {
   if (x.shape.size() != 3) throw std::invalid_argument("x is " + text(x.shape) + ", wants [R, positions, C]");
+  check_floats("x", x);
   check_compact("x", x, x.dtype, x.shape);
   return {x.data, x.shape[0], x.shape[1], x.shape[2], x.dtype};
 }
