@@ -17,7 +17,8 @@ Pack = Callable[[Sequence[Tensor]], "_core.PackedWeights"]
 
 
 class PackedNetwork:
-    """sources: of the weights, by the id of what stands for them in the network. threads: that compute digests.
+    """sources: of the weights, by the id of what stands for them in the network. threads: that compute digests. name: of
+    the network among those with the same weights.
 
     What is stored is named by everything that its bytes depend on: the values of the weights, their shapes, the spans,
     and how this CPU's variant reads them.
@@ -29,11 +30,13 @@ class PackedNetwork:
         weights: Sequence[Tensor],
         cache: PackedCache | None,
         threads: int,
+        name: str,
     ) -> None:
         self._sources = sources
         self._weights = weights
         self._cache = cache if _bytes(weights) >= (0 if cache is None else cache.smallest) else None
         self._threads = threads
+        self._network = name
         self._new: dict[str, _core.PackedWeights] = {}
 
     def matrix(
@@ -64,9 +67,11 @@ class PackedNetwork:
 
     @cached_property
     def _key(self) -> str:
-        """Of the file: all weights and the layout."""
+        """Of the file: which network, all weights and the layout."""
         shapes = [[self._digests[id(weight)], list(weight.shape)] for weight in self._weights]
-        return blake3(json.dumps([_core.weight_layout(_dtype(self._weights)), shapes]).encode()).hexdigest()
+        return blake3(
+            json.dumps([self._network, _core.weight_layout(_dtype(self._weights)), shapes]).encode()
+        ).hexdigest()
 
     @cached_property
     def _digests(self) -> Mapping[int, str]:

@@ -3,8 +3,10 @@ weights themselves."""
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +17,7 @@ from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.packed_cache import PackedCache
 from bridle_kernels.packed_network import PackedNetwork
 from bridle_kernels.spans import span, spanned
-from bridle_kernels.stored_weights import StoredWeights
+from bridle_kernels.stored_weights import StoredWeights, WeightSource
 
 
 class PackedWeights:
@@ -31,33 +33,44 @@ class PackedWeights:
         self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
         self._floats: dict[tuple[int, ...], Tensor] = {}
         self._stand_ins = WeakTensorKeyDictionary()
+        self._digests = WeakTensorKeyDictionary()
         self._network: PackedNetwork | None = None
+        self._stored: dict[int, Callable[[], Tensor]] = {}
 
     def __len__(self) -> int:
         """How many matrices are packed."""
         return len(self._packed)
 
     @contextmanager
-    def network(self, weights: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    def network(self, weights: Mapping[str, Tensor], name: str = "") -> Iterator[Mapping[str, Tensor]]:
         """The weights of a network that is going to be recorded: matrices are on "meta", vectors are themselves.
 
         What is packed of these is read from where it is stored, or not at all where the cache has it. The cache keeps
-        what was new. Networks are recorded one at a time.
+        what was new. Networks are recorded one at a time. name: tells networks apart that use parts of the same weights.
         """
         stored = weights if isinstance(weights, StoredWeights) else StoredWeights(weights)
         with self._lock:
-            given = {name: self._stand_in(stored, name) for name in stored}
+            given = {key: self._stand_in(stored, key) for key in stored}
+            matrices = {key: weight for key, weight in given.items() if weight.is_meta}
+            self._stored = {storage_of(weight): partial(stored.__getitem__, key) for key, weight in matrices.items()}
             self._network = PackedNetwork(
-                {id(weight): stored.source(name) for name, weight in given.items() if weight.is_meta},
-                [weight for weight in given.values() if weight.is_meta],
+                {id(weight): self._source(stored, key) for key, weight in matrices.items()},
+                list(matrices.values()),
                 self._cache,
                 1 if self._pool is None else self._pool.threads,
+                name,
             )
             try:
                 yield given
                 self._network.save()
             finally:
                 self._network = None
+                self._stored = {}
+
+    def values(self, view: Tensor) -> Tensor | None:
+        """All values of the matrix that stands behind a view, of the network that is being recorded. None for others."""
+        found = self._stored.get(storage_of(view))
+        return None if found is None else found()
 
     def matrix(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool = False) -> "_core.PackedWeights":
         """The packed product with weights [N, K] or of convolutions [N, C, kh, kw], their rows one after another.
@@ -77,14 +90,27 @@ class PackedWeights:
 
     def _made(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool) -> "_core.PackedWeights":
         def pack(values: Sequence[Tensor]) -> _core.PackedWeights:
-            dtype = str(weights[0].dtype).removeprefix("torch.")
-            rows = [_rows(value if value.dtype in DTYPES else value.to(weights[0].dtype), widths) for value in values]
-            return _core.PackedWeights(rows, spans, dtype, gated=gated, pool=self._pool)
+            rows = [_rows(value if value.dtype in DTYPES else value.to(dtype), widths, dtype) for value in values]
+            name = str(dtype).removeprefix("torch.")
+            return _core.PackedWeights(rows, spans, name, gated=gated, pool=self._pool)
 
-        spans = [span(weights[0].dtype, width) for width in widths]
+        dtype = weights[0].dtype
+        spans = [span(dtype, width) for width in widths]
         if weights[0].is_meta and self._network is not None:
             return self._network.matrix(weights, spans, gated, pack)
         return pack(weights)
+
+    def _source(self, weights: StoredWeights, name: str) -> WeightSource:
+        """With a digest that is computed once for all networks."""
+        source, stored = weights.source(name), weights.stored[name]
+
+        def digest() -> bytes:
+            if stored not in self._digests:
+                self._digests[stored] = source.digest()
+            found: bytes = self._digests[stored]
+            return found
+
+        return replace(source, digest=digest)
 
     def _stand_in(self, weights: StoredWeights, name: str) -> Tensor:
         """The same for the same tensor, so that it is packed once for all sizes of a network."""
@@ -109,9 +135,14 @@ class PackedWeights:
         return found
 
 
-def _rows(weight: Tensor, widths: Sequence[int]) -> Tensor:
-    """[N, K], or [N, taps, C] of a convolution, as wide as their spans."""
+def storage_of(tensor: Tensor) -> int:
+    """The same number for all views of one memory, and for nothing else while it lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _rows(weight: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """[N, K], or [N, taps, C] of a convolution, as wide as their spans in `dtype`."""
     if weight.ndim == 2:
-        return spanned(weight, widths)
+        return spanned(weight, widths, dtype)
     taps = weight[0, 0].numel()
-    return spanned(weight.flatten(2).transpose(1, 2), widths[: len(widths) // taps])
+    return spanned(weight.flatten(2).transpose(1, 2), widths[: len(widths) // taps], dtype)

@@ -1,5 +1,6 @@
 """Programs by key, the least recently used ones given up, each with frames for as many threads as ask at a time."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -9,10 +10,14 @@ from bridle_kernels.recorder import NotRecordableError, Program, ProgramFrame
 
 
 class ProgramCache:
-    """At most `capacity` programs. Threads that ask for the same one get frames of their own."""
+    """At most `capacity` programs. Threads that ask for the same one get frames of their own.
 
-    def __init__(self, capacity: int) -> None:
+    largest_idle: bytes of the arena from which on a frame is let go after its use, not kept for the next.
+    """
+
+    def __init__(self, capacity: int, largest_idle: float = math.inf) -> None:
         self._capacity = capacity
+        self._largest_idle = largest_idle
         self._lock = threading.Lock()
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
@@ -29,7 +34,8 @@ class ProgramCache:
             frame = entry.idle.pop() if entry.idle else ProgramFrame(program)
         yield frame
         # A frame whose run failed half-way is not used again.
-        entry.idle.append(frame)
+        if program.plan.arena_bytes <= self._largest_idle:
+            entry.idle.append(frame)
 
     def _entry(self, key: Hashable) -> "_Entry":
         with self._lock:

@@ -5,7 +5,7 @@ becomes a node of the plan, and a tensor's storage says which buffer it lies in.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from bridle_kernels import _core
 from bridle_kernels.attention import Segment, native
 from bridle_kernels.executor import residual_term
+from bridle_kernels.packed_weights import storage_of
 from bridle_kernels.residual_add import ResidualTerm
 
 
@@ -59,9 +60,13 @@ class Program:
 
 
 class Recorder:
-    """An `Executor` that writes a program. Tensors that it gives out have no values."""
+    """An `Executor` that writes a program. Tensors that it gives out have no values.
 
-    def __init__(self) -> None:
+    values: of weights that have none, by any view of them; None for what is no weight.
+    """
+
+    def __init__(self, values: Callable[[Tensor], Tensor | None] = lambda _: None) -> None:
+        self._values = values
         self._plan = _core.Plan()
         self._program = Program(self._plan)
         self._buffers: dict[int, int] = {}
@@ -80,7 +85,7 @@ class Recorder:
     def named(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A stand-in for operands that are bound under a name: keys and values, values of residuals, row numbers."""
         tensor = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        self._names[_storage(tensor)] = name
+        self._names[storage_of(tensor)] = name
         self._program.keeps.append(tensor)
         return tensor
 
@@ -127,7 +132,7 @@ class Recorder:
         if options["scale"] is None:
             options["scale"] = q.shape[3] ** -0.5
         result = self.empty(q.shape[0], q.shape[1], q.shape[2] * q.shape[3], dtype=q.dtype)
-        name = self._names.get(_storage(segments[0].pieces[0].k))
+        name = self._names.get(storage_of(segments[0].pieces[0].k))
         if name is None:
             self._own_attention(q, segments, result, options)
         else:
@@ -139,7 +144,7 @@ class Recorder:
         return result
 
     def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
-        name = self._names.get(_storage(residuals[0].values))
+        name = self._names.get(storage_of(residuals[0].values))
         if name is None:
             raise NotRecordableError("residuals that are not bound")
         place = self._place(x.flatten(1, 2))
@@ -172,7 +177,7 @@ class Recorder:
         (segment,) = segments
         port = self._own_rows
         if segment.q_rows is not None:
-            name = self._names[_storage(segment.q_rows)]
+            name = self._names[storage_of(segment.q_rows)]
             if name not in self._program.rows:
                 self._program.rows[name] = self._plan.add_row_port()
             port = self._program.rows[name]
@@ -181,17 +186,25 @@ class Recorder:
         self._plan.own_attention(self._place(q), keys, values, self._place(out), row_port=port, **options)
 
     def _register(self, tensor: Tensor, buffer: int) -> None:
-        self._buffers[_storage(tensor)] = buffer
+        self._buffers[storage_of(tensor)] = buffer
         # The storage of a tensor that is gone may be another's.
         self._program.keeps.append(tensor)
 
     def _buffer(self, tensor: Tensor) -> int:
-        found = self._buffers.get(_storage(tensor))
+        found = self._buffers.get(storage_of(tensor))
         if found is not None:
             return found
-        if tensor.device.type == "meta":
+        if tensor.device.type != "meta":
+            return self._constant(tensor, tensor.untyped_storage().data_ptr())
+        values = self._values(tensor)
+        if values is None:
             raise NotRecordableError("an operation that no kernel of the core does")
-        buffer = self._plan.add_constant(tensor.untyped_storage().data_ptr())
+        self.keep(values)
+        return self._constant(tensor, values.data_ptr())
+
+    def _constant(self, tensor: Tensor, address: int) -> int:
+        """The buffer of a tensor whose storage begins at an address."""
+        buffer = self._plan.add_constant(address)
         self._register(tensor, buffer)
         return buffer
 
@@ -247,10 +260,6 @@ class ProgramFrame:
     def profile(self, pool: "_core.ThreadPool") -> list[tuple[str, float]]:
         """A run, with each op's name and seconds."""
         return list(zip(self._program.plan.nodes, self._frame.profile(pool), strict=True))
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _bytes(tensor: Tensor) -> int:

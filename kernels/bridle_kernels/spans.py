@@ -12,9 +12,9 @@ def span(dtype: torch.dtype, width: int) -> int:
     return width + width % 2 if dtype == torch.bfloat16 else width
 
 
-def spanned(matrix: Tensor, widths: Sequence[int]) -> Tensor:
-    """matrix [..., sum of widths] with the columns of zeros that make every width a span."""
-    missing = [span(matrix.dtype, width) - width for width in widths]
+def spanned(matrix: Tensor, widths: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """matrix [..., sum of widths] with the columns of zeros that make every width a span of `dtype`."""
+    missing = [span(dtype, width) - width for width in widths]
     if not any(missing):
         return matrix
     parts = torch.split(matrix, list(widths), -1)

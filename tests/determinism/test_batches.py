@@ -111,7 +111,7 @@ def test_t4_a_retry_after_a_fault_gives_the_same_bits(engine: bridle.Engine) -> 
 
 def test_t4_a_plan_that_was_given_up_is_made_again(engine: bridle.Engine) -> None:
     wanted = alone(engine, NEEDLES["ControlNet"])
-    for width in range(64, 64 + 16 * (cpu.PROGRAMS + 1), 16):
+    for width in range(64, 64 + 16 * (cpu.STEP_PROGRAMS + 1), 16):
         engine.sample(asked({"width": width, "height": 64, "num_inference_steps": 1}))
     assert same_bits(alone(engine, NEEDLES["ControlNet"]), wanted)
 

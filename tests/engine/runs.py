@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderTiny, DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_networks import randomise
 
 import bridle
 from bridle.backends.reference import ReferenceBackend
@@ -80,6 +81,18 @@ def with_input_channels(folder: Path, target: Path, channels: int) -> Path:
     shape = (tensors["conv_in.weight"].shape[0], channels, 3, 3)
     tensors["conv_in.weight"] = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * (9 * channels) ** -0.5
     save_file(tensors, file, metadata={"format": "pt"})
+    return target
+
+
+def with_tiny_autoencoder(folder: Path, target: Path) -> Path:
+    """A copy of the model folder with an AutoencoderTiny of random weights."""
+    shutil.copytree(folder, target)
+    shutil.rmtree(target / "vae")
+    autoencoder = AutoencoderTiny()
+    randomise(autoencoder, 4)
+    autoencoder.save_pretrained(target / "vae")
+    index = json.loads((target / "model_index.json").read_text())
+    (target / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderTiny"]}))
     return target
 
 

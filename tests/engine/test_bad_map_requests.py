@@ -28,7 +28,7 @@ Make = Callable[[], Changes]
 @pytest.fixture(scope="module")
 def idle_engine(map_folder: Path) -> bridle.Engine:
     """An engine in which any network call fails the test."""
-    engine = bridle.load(map_folder)
+    engine = bridle.load(map_folder, backend="reference")
     engine.backend.ops = RefusingOps()
     return engine
 

@@ -26,7 +26,7 @@ GREY = np.full((128, 128, 3), 128, np.uint8)
 @pytest.fixture
 def idle_engine(folder: Path) -> bridle.Engine:
     """An engine in which any network call fails the test."""
-    engine = bridle.load(folder)
+    engine = bridle.load(folder, backend="reference")
     engine.backend.ops = RefusingOps()
     return engine
 
@@ -267,7 +267,7 @@ def test_limits_of_several_fields_together(idle_engine: bridle.Engine) -> None:
 def test_models_that_need_a_picture(folder: Path, tmp_path: Path) -> None:
     for channels, missing in ((9, "mask_image"), (5, "depth_image")):
         own = with_input_channels(folder, tmp_path / str(channels), channels)
-        engine = bridle.load(own)
+        engine = bridle.load(own, backend="reference")
         engine.backend.ops = RefusingOps()
         with pytest.raises(RequestError) as caught:
             engine.sample(request(image=picture()))
@@ -277,7 +277,7 @@ def test_models_that_need_a_picture(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_adapter_says_which_sizes_it_takes(xl_folder: Path) -> None:
-    engine = bridle.load(xl_folder)
+    engine = bridle.load(xl_folder, backend="reference")
     engine.backend.ops = RefusingOps()
     with pytest.raises(RequestError, match="width: got 72, wants a multiple of 16"):
         engine.sample(request(width=72, controls=[adapter()]))

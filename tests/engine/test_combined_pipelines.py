@@ -1,7 +1,6 @@
 """More pipelines against diffusers: SD 2.x, SDXL inpainting, several adapters, controls with pictures, TAESD, batches."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import (
-    AutoencoderTiny,
     ControlNetModel,
     MultiAdapter,
     StableDiffusionAdapterPipeline,
@@ -25,7 +23,16 @@ from diffusers import (
     T2IAdapter,
 )
 from PIL import Image
-from runs import diffusers_latents, half_mask, latents, picture, rel_l2, request, with_input_channels
+from runs import (
+    diffusers_latents,
+    half_mask,
+    latents,
+    picture,
+    rel_l2,
+    request,
+    with_input_channels,
+    with_tiny_autoencoder,
+)
 from tiny_networks import randomise
 
 import bridle
@@ -173,13 +180,7 @@ def test_several_adapters_of_one_and_three_channels(folder: Path, engine: bridle
 
 
 def test_tiny_autoencoder(folder: Path, tmp_path: Path) -> None:
-    own = Path(shutil.copytree(folder, tmp_path / "model"))
-    shutil.rmtree(own / "vae")
-    autoencoder = AutoencoderTiny()
-    randomise(autoencoder, 4)
-    autoencoder.save_pretrained(own / "vae")
-    index = json.loads((own / "model_index.json").read_text())
-    (own / "model_index.json").write_text(json.dumps({**index, "vae": ["diffusers", "AutoencoderTiny"]}))
+    own = with_tiny_autoencoder(folder, tmp_path / "model")
     pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(own)
     arguments = {"image": picture(), "strength": 0.6}
     pixels = diffusers_latents(pipeline, output_type="np", **arguments)

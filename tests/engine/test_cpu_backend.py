@@ -101,7 +101,7 @@ def test_a_network_that_cannot_be_recorded_runs_op_by_op(folder: Path, monkeypat
         raise NotRecordableError("nothing can be recorded")
 
     monkeypatch.setattr(programs, "record_unet", refuse)
-    monkeypatch.setattr(programs, "record_decoder", refuse)
+    monkeypatch.setattr(programs, "record_network", refuse)
     other = bridle.load(folder, backend="cpu")
     assert torch.equal(latents(other), wanted)
     plain, recorded = (e.sample(request()) for e in (other, engine))

@@ -85,7 +85,7 @@ class MeasuringOps(ReferenceOps):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_activations_stay_small_under_controls(fixture: str, dtype: str, request: pytest.FixtureRequest) -> None:
     """No network drowns another, and half precision holds them all."""
-    engine = bridle.load(request.getfixturevalue(fixture), dtype=dtype)
+    engine = bridle.load(request.getfixturevalue(fixture), backend="reference", dtype=dtype)
     engine.backend.ops = MeasuringOps()
     controls = [bridle.ControlNet("controlnet", picture()), bridle.T2IAdapter("t2i-adapter", picture())]
     engine.sample(bridle.Request("a red circle", num_inference_steps=2, controls=controls))

@@ -257,6 +257,35 @@ def test_what_a_later_recording_needs_is_added(tmp_path: Path) -> None:
     assert pack_all(PackedWeights(None, cache(tmp_path)), weights(1)) == wanted
 
 
+def test_networks_that_share_weights_have_files_of_their_own(tmp_path: Path) -> None:
+    packed, tensors = PackedWeights(None, store := cache(tmp_path)), weights(1)
+    for name, key in (("text", "q.weight"), ("image", "k.weight")):
+        with packed.network(tensors, name) as given:
+            packed.matrix([given[key]], [16])
+    store.flush()
+    assert [len(cache(tmp_path).load(file.stem)) for file in (tmp_path / "cache").iterdir()] == [1, 1]
+
+
+def test_odd_widths_in_pairs_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRIDLE_FORCE_ISA", "scalar")
+    tensors, made = {"w": torch.randn(6, 5).bfloat16()}, []
+    for _ in range(2):
+        packed = PackedWeights(None, store := cache(tmp_path))
+        with packed.network(tensors) as given:
+            made.append(packed.matrix([given["w"]], [2, 3]).memory.tobytes())
+        store.flush()
+    assert made[0] == made[1] == PackedWeights().matrix([tensors["w"]], [2, 3]).memory.tobytes()
+
+
+def test_values_of_a_matrix_that_has_none() -> None:
+    packed, tensors = PackedWeights(), weights(1)
+    with packed.network(tensors) as given:
+        view = given["q.weight"][3:].T
+        assert view.is_meta and packed.values(view) is tensors["q.weight"]
+        assert packed.values(torch.empty(2, device="meta")) is None
+    assert packed.values(view) is None
+
+
 def test_small_networks_and_failed_recordings_leave_nothing(tmp_path: Path) -> None:
     size = sum(tensor.nbytes for tensor in weights(1).values() if tensor.ndim > 1)
     pack_all(PackedWeights(None, small := cache(tmp_path, smallest=size + 1)), weights(1))

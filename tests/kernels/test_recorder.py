@@ -233,3 +233,14 @@ def test_a_frame_whose_run_failed_is_not_used_again() -> None:
         broken.run(_core.ThreadPool(1))
     with cache.frame("key", network.record) as frame:
         assert frame is not broken
+
+
+def test_large_frames_are_let_go() -> None:
+    program = Network(torch.float32).record()
+    size = program.plan.arena_bytes
+    for largest, kept in ((size, True), (size - 1, False)):
+        cache, seen = ProgramCache(1, largest), []
+        for _ in range(2):
+            with cache.frame("key", lambda: program) as frame:
+                seen.append(frame)
+        assert (seen[0] is seen[1]) is kept

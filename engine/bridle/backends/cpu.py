@@ -1,5 +1,6 @@
-"""The CPU backend: the networks over the C++ core, the large ones recorded once and replayed without Python."""
+"""The CPU backend: the networks over the C++ core, recorded once and replayed without Python."""
 
+from collections.abc import Hashable
 from contextlib import ExitStack
 
 import torch
@@ -7,11 +8,10 @@ from torch import Tensor
 
 from bridle.backends import programs
 from bridle.backends.cache_on_disk import packed_cache
-from bridle.backends.reference import ReferenceBackend
+from bridle.backends.reference import Network, ReferenceBackend, Weights
 from bridle.networks import controlnet
-from bridle.networks.configs import VaeConfig
 from bridle.rows import Branch, Residual, Residuals, Rows
-from bridle.weights import Component, Model
+from bridle.weights import Model
 from bridle_kernels import _core
 from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.executor import Immediate
@@ -20,15 +20,21 @@ from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.program_cache import ProgramCache
 from bridle_kernels.recorder import NotRecordableError
 
-PROGRAMS = 8
-"""Networks and sizes that are kept, each with the memory of its activations."""
+STEP_PROGRAMS = 8
+"""Sizes of the U-Net and of ControlNets that are kept, each with the memory of its activations."""
+
+NETWORK_PROGRAMS = 64
+"""Sizes of the networks that run once for a request or an image. They never push out those that run in every step."""
+
+LARGEST_IDLE = 16 * 2**20
+"""Bytes of activations that such a network keeps until its next run; an autoencoder's are given back."""
 
 
 class CpuBackend(ReferenceBackend):
     """Serves every primitive of the reference, on CPU tensors of float32 and bfloat16. Thread-safe.
 
-    The U-Net, ControlNets and the autoencoder's decoder are recorded for every size and number of rows; strengths,
-    prompts, maps, residuals and time steps are data. Everything else runs op by op.
+    Every network is recorded for every size and number of rows; strengths, prompts, maps, residuals and time steps are
+    data. A network that no kernel serves runs op by op.
     """
 
     name = "cpu"
@@ -36,7 +42,8 @@ class CpuBackend(ReferenceBackend):
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
         self._pool = _core.ThreadPool(torch.get_num_threads())
         self._packed = PackedWeights(self._pool, packed_cache())
-        self._programs = ProgramCache(PROGRAMS)
+        self._steps = ProgramCache(STEP_PROGRAMS)
+        self._networks = ProgramCache(NETWORK_PROGRAMS, LARGEST_IDLE)
         super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed))
 
     @staticmethod
@@ -71,7 +78,7 @@ class CpuBackend(ReferenceBackend):
         model, sample = self.model.unet, tuple(rows.sample.shape)
         extra = None if rows.extra_channels is None else tuple(rows.extra_channels.shape)
         frame = leases.enter_context(
-            self._programs.frame(
+            self._steps.frame(
                 ("unet", sample, extra),
                 lambda: programs.record_unet(model, self._packed, self.dtype, sample, extra),
             )
@@ -95,8 +102,8 @@ class CpuBackend(ReferenceBackend):
         mine = controlnet.branch_sample(self.ops, branch, sample)
         shape = tuple(mine.shape)
         frame = leases.enter_context(
-            self._programs.frame(
-                ("controlnet", id(branch.weights), shape),
+            self._steps.frame(
+                ("controlnet", id(branch.weights), branch.global_pool, shape),
                 lambda: programs.record_controlnet(branch, self._packed, self.dtype, shape),
             )
         )
@@ -105,23 +112,18 @@ class CpuBackend(ReferenceBackend):
         frame.inputs["hint"].copy_(branch.hint)
         programs.bind_context(frame, branch.config, branch.context)
         frame.run(self._pool)
-        return controlnet.named_residuals(self.ops, branch, sample, controlnet.pooled(self.ops, branch, frame.outputs))
+        return controlnet.named_residuals(self.ops, branch, sample, frame.outputs)
 
-    def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
-        """See `ReferenceBackend.decode_image`."""
-        component = self.model.vae
-        if tiling or not isinstance(component.config, VaeConfig):
-            return super().decode_image(latents, tiling)
+    def run_network(self, name: Hashable, weights: Weights, network: Network, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See `ReferenceBackend.run_network`."""
+        key = (name, id(weights), *((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
         try:
-            return self._decode(component, latents / component.config.scaling_factor)
+            with self._networks.frame(
+                key, lambda: programs.record_network(name, weights, network, self._packed, inputs)
+            ) as frame:
+                for place, tensor in zip(frame.inputs.values(), inputs, strict=True):
+                    place.copy_(tensor)
+                frame.run(self._pool)
+                return tuple(output.clone() for output in frame.outputs)
         except NotRecordableError:
-            return super().decode_image(latents, tiling)
-
-    def _decode(self, component: Component[VaeConfig], latents: Tensor) -> Tensor:
-        shape = tuple(latents.shape)
-        with self._programs.frame(
-            ("decoder", shape), lambda: programs.record_decoder(component, self._packed, self.dtype, shape)
-        ) as frame:
-            frame.inputs["latents"].copy_(latents)
-            frame.run(self._pool)
-            return frame.outputs[0].clone()
+            return super().run_network(name, weights, network, *inputs)

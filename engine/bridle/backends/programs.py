@@ -1,13 +1,14 @@
 """The networks as programs of the C++ core: what is an input, and what is bound for every evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bridle.networks import controlnet, unet, vae
-from bridle.networks.configs import EncoderConfig, UNetConfig, VaeConfig
+from bridle.backends.reference import Network, Weights
+from bridle.networks import controlnet, unet
+from bridle.networks.configs import EncoderConfig, UNetConfig
 from bridle.networks.layout import encoder_layout, transformers
 from bridle.networks.trunk import attention_sites, context_segments, time_width
 from bridle.rows import KV, Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
@@ -38,7 +39,7 @@ def record_unet(
 
 
 def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype, sample: Shape) -> Program:
-    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale or mean.
+    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale.
 
     The program keeps the branch's weights.
     """
@@ -49,7 +50,6 @@ def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype,
         time=recorder.input("time", (sample[0], time_width(config)), torch.float32),
         context=_bound_context(recorder, config, dtype),
         hint=recorder.input("hint", tuple(branch.hint.shape), dtype),
-        global_pool=False,
     )
     image = recorder.input("sample", sample, dtype)
     with packed.network(branch.weights) as weights:
@@ -57,15 +57,16 @@ def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype,
     return recorder.finish(outputs)
 
 
-def record_decoder(
-    component: Component[VaeConfig], packed: PackedWeights, dtype: torch.dtype, latents: Shape
+def record_network(
+    name: Hashable, weights: Weights, network: Network, packed: PackedWeights, inputs: Sequence[Tensor]
 ) -> Program:
-    """The decoder of the autoencoder for latents [R, C, h, w]."""
-    recorder = Recorder()
-    image = recorder.input("latents", latents, dtype)
-    with packed.network(component.tensors) as weights:
-        output = vae.vae_decode(NativeOps(recorder, packed), weights, component.config, image)
-    return recorder.finish([output])
+    """A network for inputs of the same shapes and dtypes, in that order. The program keeps the weights."""
+    recorder = Recorder(packed.values)
+    recorder.keep(weights)
+    stand_ins = [recorder.input(str(place), tensor.shape, tensor.dtype) for place, tensor in enumerate(inputs)]
+    with packed.network(weights, str(name)) as given:
+        outputs = network(NativeOps(recorder, packed), given, *stand_ins)
+    return recorder.finish(outputs)
 
 
 def residual_points(config: EncoderConfig) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
 """The reference backend: the networks over PyTorch operators, any device and dtype. Slow and right."""
 
 import math
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from bridle.networks import adapters, clip_vision, controlnet, taesd, text, unet
 from bridle.networks.configs import (
     AdapterConfig,
     ControlNetConfig,
+    EncoderConfig,
     LinearProjectionConfig,
     TaesdConfig,
     UNetConfig,
@@ -21,6 +25,14 @@ from bridle_kernels.ops import Ops, ReferenceOps
 
 _ALWAYS = frozenset({Primitive.ADDITIVE_EMBEDDING, Primitive.STEP_TABLES, Primitive.LATENT_BLEND})
 """Primitives that no row has to ask for: the time table of every row, and the blend that the sampler does itself."""
+
+
+Weights = Mapping[str, Tensor]
+Network = Callable[..., tuple[Tensor, ...]]
+"""Outputs from (ops, weights, *inputs)."""
+
+
+C = TypeVar("C")
 
 
 class ReferenceBackend:
@@ -53,14 +65,23 @@ class ReferenceBackend:
     def encode_text(self, index: int, token_ids: Tensor, skip: int, final_norm: bool) -> text.TextOutput:
         """Hidden states [n, 77, D] and pooled vector of text encoder `index` for token ids [n, 77]."""
         encoder = self.model.text_encoders[index]
-        ids = token_ids.to(self.device)
-        return text.clip_text(self.ops, encoder.tensors, encoder.config, ids, skip=skip, final_norm=final_norm)
+
+        def network(ops: Ops, weights: Weights, ids: Tensor) -> tuple[Tensor, ...]:
+            found = text.clip_text(ops, weights, encoder.config, ids, skip=skip, final_norm=final_norm)
+            return found.hidden, found.pooled
+
+        name = ("text", skip, final_norm)
+        return text.TextOutput(*self.run_network(name, encoder.tensors, network, token_ids.to(self.device)))
 
     def added_embedding(
         self, component: Component[UNetConfig] | Component[ControlNetConfig], pooled: Tensor, time_ids: Tensor
     ) -> Tensor:
         """[R, D]: SDXL's vector from the pooled text [R, P] and the six sizes [R, 6]."""
-        return unet.added_embedding(self.ops, component.tensors, component.config, pooled, time_ids)
+
+        def network(ops: Ops, weights: Weights, pooled: Tensor, time_ids: Tensor) -> tuple[Tensor, ...]:
+            return (unet.added_embedding(ops, weights, component.config, pooled, time_ids),)
+
+        return self.run_network("added_embedding", component.tensors, network, pooled, time_ids)[0]
 
     def time_table(
         self,
@@ -69,21 +90,34 @@ class ReferenceBackend:
         added: Tensor | None,
     ) -> Tensor:
         """[S, sumC]: the shifts of all ResBlocks for every step."""
-        return unet.time_table(self.ops, component.tensors, component.config, timesteps.to(self.device), added)
+
+        def network(ops: Ops, weights: Weights, timesteps: Tensor, added: Tensor | None = None) -> tuple[Tensor, ...]:
+            return (unet.time_table(ops, weights, component.config, timesteps, added),)
+
+        inputs = (timesteps.to(self.device), *(() if added is None else (added,)))
+        return self.run_network("time_table", component.tensors, network, *inputs)[0]
 
     def cross_kv(
         self, component: Component[UNetConfig] | Component[ControlNetConfig], context: Tensor
     ) -> tuple[KV, ...]:
         """Keys and values of context [R, L, D] at every cross-attention site."""
-        return unet.cross_kv(self.ops, component.tensors, component.config, context)
+        return self._cross_kv(component.tensors, component.config, context)
 
     def encode_hint(self, component: Component[ControlNetConfig], image: Tensor) -> Tensor:
         """[R, C0, h, w] from a control image [R, 3, H, W]."""
-        return controlnet.encode_hint(self.ops, component.tensors, component.config, image)
+
+        def network(ops: Ops, weights: Weights, image: Tensor) -> tuple[Tensor, ...]:
+            return (controlnet.encode_hint(ops, weights, component.config, image),)
+
+        return self.run_network("hint", component.tensors, network, image)[0]
 
     def adapter_features(self, component: Component[AdapterConfig], image: Tensor) -> tuple[Tensor, ...]:
         """Feature maps of a control image [R, C, H, W], finest first."""
-        return adapters.adapter(self.ops, component.tensors, component.config, image)
+
+        def network(ops: Ops, weights: Weights, image: Tensor) -> tuple[Tensor, ...]:
+            return adapters.adapter(ops, weights, component.config, image)
+
+        return self.run_network("adapter", component.tensors, network, image)
 
     def encode_image_prompt(self, adapter: IPAdapter, pixels: Tensor) -> ImageTokens:
         """Tokens [B, T, D] of B images, and what the unconditional rows get in their place: T is `adapter.tokens`.
@@ -92,19 +126,17 @@ class ReferenceBackend:
         the tokens of a zero image embedding (base), or of an image that is zero after normalisation (plus, full): the
         same B times over. As in diffusers (`encode_image`).
         """
-        encoder, projection = adapter.image_encoder, adapter.projection
         pixels = pixels.to(self.device, self.dtype)
-        if isinstance(projection.config, LinearProjectionConfig):
-            features = clip_vision.image_embeds(self.ops, encoder.tensors, encoder.config, pixels)
+        if isinstance(adapter.projection.config, LinearProjectionConfig):
+            features = self._image_features("image_embeds", clip_vision.image_embeds, adapter, pixels)
             blank = torch.zeros_like(features[:1])
         else:
+            penultimate = partial(clip_vision.hidden_states, skip=1)
             features, blank = (
-                clip_vision.hidden_states(self.ops, encoder.tensors, encoder.config, image, skip=1)
+                self._image_features("penultimate", penultimate, adapter, image)
                 for image in (pixels, torch.zeros_like(pixels[:1]))
             )
-        tokens, empty = (
-            project_image(self.ops, projection.tensors, projection.config, part) for part in (features, blank)
-        )
+        tokens, empty = (self._image_tokens(adapter, part) for part in (features, blank))
         return ImageTokens(tokens, empty.expand_as(tokens))
 
     def image_prompt_kv(self, adapter: IPAdapter, tokens: Tensor) -> tuple[KV, ...]:
@@ -113,25 +145,27 @@ class ReferenceBackend:
         In the order of `unet.attention_sites`, as `cross_kv` gives those of the text. Tokens of several images that share
         a softmax are one row of L = images * T.
         """
-        return unet.cross_kv(self.ops, adapter.attention, self.model.unet.config, tokens)
+        return self._cross_kv(adapter.attention, self.model.unet.config, tokens)
 
     def encode_image(self, image: Tensor, tiling: bool) -> tuple[Tensor, Tensor | None]:
         """Mean and log-variance of the latents, [R, 4, h, w], in the sampler's scale; no variance for AutoencoderTiny."""
-        component = self.model.vae
-        if isinstance(component.config, TaesdConfig):
-            return taesd.encode(self.ops, component.tensors, component.config, image), None
-        encode = vae.vae_encode_tiled if tiling else vae.vae_encode
-        mean, log_variance = encode(self.ops, component.tensors, component.config, image)
-        factor = component.config.scaling_factor
+        config = self.model.vae.config
+        if isinstance(config, TaesdConfig):
+            return self._autoencoder("tiny encoder", taesd.encode, config, image), None
+        moments = partial(self._autoencoder, "encoder", vae.vae_moments, config)
+        found = vae.moments_in_tiles(config, image, moments) if tiling else moments(image)
+        mean, log_variance = vae.split_moments(self.ops, config, found)
+        factor = config.scaling_factor
         return mean * factor, log_variance.clamp(-30.0, 20.0) + 2.0 * math.log(factor)
 
     def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
         """Images [R, 3, H, W] in about [-1, 1] from latents in the sampler's scale."""
-        component = self.model.vae
-        if isinstance(component.config, TaesdConfig):
-            return taesd.decode(self.ops, component.tensors, component.config, latents)
-        decode = vae.vae_decode_tiled if tiling else vae.vae_decode
-        return decode(self.ops, component.tensors, component.config, latents / component.config.scaling_factor)
+        config = self.model.vae.config
+        if isinstance(config, TaesdConfig):
+            return self._autoencoder("tiny decoder", taesd.decode, config, latents)
+        decode = partial(self._autoencoder, "decoder", vae.vae_decode, config)
+        latents = latents / config.scaling_factor
+        return vae.decode_in_tiles(config, latents, decode) if tiling else decode(latents)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
@@ -145,3 +179,38 @@ class ReferenceBackend:
         reason = self.supports(asked)
         if reason is not None:
             raise UnsupportedError(", ".join(sorted(primitive.value for primitive in asked)), self.name, reason)
+
+    def run_network(self, name: Hashable, weights: Weights, network: Network, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """`network(ops, weights, *inputs)`. Nothing but the name, the weights and the inputs may matter to the result."""
+        return network(self.ops, weights, *inputs)
+
+    def _autoencoder(
+        self, name: str, network: Callable[[Ops, Weights, C, Tensor], Tensor], config: C, x: Tensor
+    ) -> Tensor:
+        def run(ops: Ops, weights: Weights, x: Tensor) -> tuple[Tensor, ...]:
+            return (network(ops, weights, config, x),)
+
+        return self.run_network(name, self.model.vae.tensors, run, x)[0]
+
+    def _image_features(self, name: str, network: Callable[..., Tensor], adapter: IPAdapter, pixels: Tensor) -> Tensor:
+        encoder = adapter.image_encoder
+
+        def run(ops: Ops, weights: Weights, pixels: Tensor) -> tuple[Tensor, ...]:
+            return (network(ops, weights, encoder.config, pixels),)
+
+        return self.run_network(name, encoder.tensors, run, pixels)[0]
+
+    def _image_tokens(self, adapter: IPAdapter, features: Tensor) -> Tensor:
+        projection = adapter.projection
+
+        def run(ops: Ops, weights: Weights, features: Tensor) -> tuple[Tensor, ...]:
+            return (project_image(ops, weights, projection.config, features),)
+
+        return self.run_network("image tokens", projection.tensors, run, features)[0]
+
+    def _cross_kv(self, weights: Weights, config: EncoderConfig, context: Tensor) -> tuple[KV, ...]:
+        def run(ops: Ops, weights: Weights, context: Tensor) -> tuple[Tensor, ...]:
+            return tuple(part for kv in unet.cross_kv(ops, weights, config, context) for part in (kv.k, kv.v))
+
+        parts = self.run_network("cross_kv", weights, run, context)
+        return tuple(KV(k, v) for k, v in zip(parts[::2], parts[1::2], strict=True))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from bridle.networks import layers, shapes
@@ -67,5 +68,7 @@ def _embed(ops: Ops, weights: Weights, config: VisionConfig, pixels: Tensor) -> 
     grid = positions[1:].T.reshape(1, config.width, config.grid, config.grid)
     patch = weights[f"{_EMBEDDINGS}.patch_embedding.weight"]
     patches = ops.conv2d(pixels, patch, stride=config.patch_size, padding=0, residual=grid)
-    first = (weights[f"{_EMBEDDINGS}.class_embedding"] + positions[0]).reshape(1, 1, config.width)
-    return ops.concat([ops.rows(first, (0,) * pixels.shape[0]), ops.tokens(patches)])
+    # The class token is a vocabulary of one.
+    first = weights[f"{_EMBEDDINGS}.class_embedding"]
+    ids = torch.zeros((pixels.shape[0], 1), dtype=torch.int64, device=first.device)
+    return ops.concat([ops.embedding(ids, first.reshape(1, config.width), positions), ops.tokens(patches)])

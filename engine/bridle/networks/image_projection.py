@@ -63,10 +63,9 @@ def project_image(ops: Ops, weights: Weights, config: ImageProjectionConfig, fea
 
 
 def _linear_projection(ops: Ops, weights: Weights, config: LinearProjectionConfig, features: Tensor) -> Tensor:
-    matrices = weights["image_embeds.weight"].chunk(config.tokens)
-    biases = weights["image_embeds.bias"].chunk(config.tokens)
-    tokens = [ops.linear(features, matrix, bias) for matrix, bias in zip(matrices, biases, strict=True)]
-    return layers.layer_norm(ops, weights, "norm", ops.concat(tokens), EPS)
+    weight, bias = weights["image_embeds.weight"], weights["image_embeds.bias"]
+    (tokens,) = ops.project_heads(features, [weight], config.tokens, [bias])
+    return layers.layer_norm(ops, weights, "norm", tokens.flatten(1, 2), EPS)
 
 
 def _resample(ops: Ops, weights: Weights, config: ResamplerConfig, features: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The image autoencoder (diffusers `AutoencoderKL`)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
@@ -42,22 +42,22 @@ def vae_encode(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> 
 
     image: [R, in_channels, H, W] in [-1, 1]. The log variance is not clamped.
     """
-    return _split(ops, config, _moments(ops, weights, config, image))
+    return split_moments(ops, config, vae_moments(ops, weights, config, image))
 
 
-def vae_encode_tiled(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> tuple[Tensor, Tensor]:
-    """`vae_encode` on tiles of `config.sample_size` pixels; identical for an image that is at most one tile."""
-    tiling = quarter_overlap(config.sample_size, config.sample_size // config.scale)
-    return _split(ops, config, run_tiles(image, tiling, lambda tile: _moments(ops, weights, config, tile)))
+def moments_in_tiles(config: VaeConfig, image: Tensor, moments: Callable[[Tensor], Tensor]) -> Tensor:
+    """`vae_moments`, called `moments`, on tiles of `config.sample_size` pixels; identical for an image of one tile."""
+    return run_tiles(image, quarter_overlap(config.sample_size, config.sample_size // config.scale), moments)
 
 
-def _split(ops: Ops, config: VaeConfig, moments: Tensor) -> tuple[Tensor, Tensor]:
+def split_moments(ops: Ops, config: VaeConfig, moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log variance of `vae_moments`."""
     latent = config.latent_channels
     return ops.columns(moments, 0, latent), ops.columns(moments, latent, 2 * latent)
 
 
-def _moments(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> Tensor:
-    """Mean and log variance as one tensor [R, 2 * latent_channels, h, w]."""
+def vae_moments(ops: Ops, weights: Weights, config: VaeConfig, image: Tensor) -> Tensor:
+    """`vae_encode` as one tensor [R, 2 * latent_channels, h, w]."""
     x = layers.conv(ops, weights, "encoder.conv_in", image)
     for level in range(len(config.block_out_channels)):
         for layer in range(config.layers):
@@ -87,10 +87,9 @@ def vae_decode(ops: Ops, weights: Weights, config: VaeConfig, latents: Tensor) -
     return _head(ops, weights, "decoder", config, x)
 
 
-def vae_decode_tiled(ops: Ops, weights: Weights, config: VaeConfig, latents: Tensor) -> Tensor:
-    """`vae_decode` on tiles of `config.sample_size` pixels; identical for latents that are at most one tile."""
-    tiling = quarter_overlap(config.sample_size // config.scale, config.sample_size)
-    return run_tiles(latents, tiling, lambda tile: vae_decode(ops, weights, config, tile))
+def decode_in_tiles(config: VaeConfig, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+    """`vae_decode`, called `decode`, on tiles of `config.sample_size` pixels; identical for latents of one tile."""
+    return run_tiles(latents, quarter_overlap(config.sample_size // config.scale, config.sample_size), decode)
 
 
 def _encoder_blocks(config: VaeConfig) -> Iterator[tuple[str, int, int]]:
