@@ -68,7 +68,7 @@ class NativeLayout(ReferenceOps):
             )
         times = self._dense(t.float()).flatten()
         out = self._executor.empty(times.shape[0], dim, dtype=dtype)
-        found = frequencies(dim, freq_shift, torch.device("cpu"))
+        found = frequencies(dim, freq_shift)
         self._executor.time_embedding(times, found, out, cosines_first=flip_sin_to_cos)
         return out.view(t.shape[0], -1)
 

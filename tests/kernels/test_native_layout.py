@@ -183,7 +183,7 @@ def test_end_token(dtype: torch.dtype, end: int | None) -> None:
 @pytest.mark.parametrize("dim, freq_shift", [(320, 0), (8, 1), (7, 0)])
 @each_dtype
 def test_time_embedding(dtype: torch.dtype, dim: int, freq_shift: int, flip: bool) -> None:
-    t, rates = torch.tensor([0.0, 1.0, 77.5, 401.0, 999.0]), frequencies(dim, freq_shift, torch.device("cpu"))
+    t, rates = torch.tensor([0.0, 1.0, 77.5, 401.0, 999.0]), frequencies(dim, freq_shift)
     ours = computed(lambda p, out: _core.time_embedding(p, t, rates, out, cosines_first=flip), dtype, t.shape[0], dim)
     angles = (t[:, None] * rates).double()
     halves = (angles.cos(), angles.sin()) if flip else (angles.sin(), angles.cos())

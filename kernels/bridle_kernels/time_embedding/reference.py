@@ -26,10 +26,3 @@ def time_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: in
     halves = (torch.cos(angles), torch.sin(angles)) if flip_sin_to_cos else (torch.sin(angles), torch.cos(angles))
     padding = (angles.new_zeros((*angles.shape[:-1], 1)),) if dim % 2 else ()
     return torch.cat(halves + padding, -1).flatten(1).to(dtype)
-
-
-def frequencies(dim: int, freq_shift: int, device: torch.device) -> Tensor:
-    """10000^(-i / (dim//2 - freq_shift)) for i below dim//2, in float32."""
-    half = dim // 2
-    exponents = -math.log(LONGEST_PERIOD) * torch.arange(half, dtype=torch.float32, device=device)
-    return torch.exp(exponents / (half - freq_shift))
