@@ -102,7 +102,7 @@ class NativeLayout(ReferenceOps):
 
     def rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Ops.rows`."""
-        if x.dtype not in DTYPES:
+        if x.dtype not in (*DTYPES, torch.int64):
             return ReferenceOps.rows(x, rows)
         out = self._fresh(x, (len(rows), *x.shape[1:]))
         for place, row in enumerate(rows):

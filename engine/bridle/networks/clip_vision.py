@@ -70,5 +70,5 @@ def _embed(ops: Ops, weights: Weights, config: VisionConfig, pixels: Tensor) -> 
     patches = ops.conv2d(pixels, patch, stride=config.patch_size, padding=0, residual=grid)
     # The class token is a vocabulary of one.
     first = weights[f"{_EMBEDDINGS}.class_embedding"]
-    ids = torch.zeros((pixels.shape[0], 1), dtype=torch.int64, device=first.device)
+    ids = ops.rows(torch.zeros((1, 1), dtype=torch.int64, device=first.device), (0,) * pixels.shape[0])
     return ops.concat([ops.embedding(ids, first.reshape(1, config.width), positions), ops.tokens(patches)])

@@ -104,7 +104,7 @@ class Graph:
         return name
 
     def constant_value(self, tensor: Tensor) -> "Value":
-        """A constant of the graph's dtype where a value is wanted."""
+        """A constant where a value is wanted: of the graph's dtype, or integers."""
         return Value(self, self.constant(tensor.tolist()))
 
     def table(self, name: str, tensor: Tensor) -> str:
@@ -155,6 +155,11 @@ class Value:
     def shape(self) -> "Shape":
         """Sizes as networks ask for them."""
         return Shape(self)
+
+    def flatten(self, start_dim: int, end_dim: int) -> "Value":
+        """Heads as tokens, [R, N * heads, d], which is the only thing that networks flatten."""
+        assert (start_dim, end_dim) == (1, 2)
+        return self.graph.op("Reshape", self, self.graph.constant([0, -1, self.width // self.heads]))
 
 
 class Shape:

@@ -195,9 +195,10 @@ class OnnxOps:
         return self._op("Slice", x, *(self._graph.constant([n]) for n in (start, stop, 1)))
 
     def rows(self, x: Tensor, rows: Repeat) -> Value:
-        """A row of weights for every row of the batch, which is all that the exported networks ask for."""
+        """A row of weights or ids for every row of the batch, which is all that the exported networks ask for."""
+        row = self._graph.constant_value(x) if x.dtype == torch.int64 else self._graph.weight(x)
         rest = self._graph.constant(list(x.shape[1:]))
-        return self._op("Expand", self._graph.weight(x), self._op("Concat", rows.count, rest, axis=0))
+        return self._op("Expand", row, self._op("Concat", rows.count, rest, axis=0))
 
     def name_point(self, x: Value, name: str) -> Value:
         return x
