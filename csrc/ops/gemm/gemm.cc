@@ -51,23 +51,25 @@ class RowBlocks {
   int64_t m_, rows_, tiles_, count_;
 };
 
-// One task: a block of rows times one panel. sums: [block rows][panel width].
+// One task: a block of rows times neighbouring panels. sums: [block rows][panels of the task][panel width].
 class Block {
  public:
-  Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t end, int64_t panel, float* sums)
+  Block(const PackedWeights& weights, const GemmArguments& a, int64_t first, int64_t end, int64_t group, float* sums)
       : weights_(weights),
         variant_(weights.variant()),
         a_(a),
         first_(first),
         count_(end - first),
-        panel_(panel),
+        panel_(group * variant_.task_panels),
+        panels_(std::min(variant_.task_panels, weights.panels() - panel_)),
+        stride_(panels_ * variant_.panel_width),
         sums_(sums) {}
 
   void run() {
     variant_.enter();
     add_spans();
     variant_.leave();
-    for (int64_t i = 0; i < count_; ++i) finish(i);
+    for (int64_t i = 0; i < count_; ++i) finish_row(i);
   }
 
  private:
@@ -93,15 +95,25 @@ class Block {
   // Adds `depth` elements of the span that was read, from `from` on, which are K's elements from k on.
   void add(int64_t from, int64_t depth, int64_t k) {
     const int64_t width = variant_.panel_width;
-    const std::byte* panel = weights_.panel(panel_) + k * width * element_bytes(weights_.dtype());
-    for (int64_t i = 0; i < count_; i += variant_.rows) {
-      variant_.tile({rows_.data() + i, from, depth, panel, sums_ + i * width, width, k == 0});
+    for (int64_t p = 0; p < panels_; ++p) {
+      const std::byte* panel = weights_.panel(panel_ + p) + k * width * element_bytes(weights_.dtype());
+      for (int64_t i = 0; i < count_; i += variant_.rows) {
+        variant_.tile({rows_.data() + i, from, depth, panel, sums_ + i * stride_ + p * width, stride_, k == 0});
+      }
     }
   }
 
-  void finish(int64_t i) {
-    const int64_t row = first_ + i, outputs = weights_.panel_outputs(), column = panel_ * outputs, n = weights_.n();
-    const float* const sums = sums_ + i * variant_.panel_width;
+  // The values and gates of a panel lie together; without gates the panels of a task are one row of outputs.
+  void finish_row(int64_t i) {
+    const int64_t outputs = weights_.panel_outputs();
+    if (!weights_.gated()) return finish(i, 0, panels_ * outputs);
+    for (int64_t p = 0; p < panels_; ++p) finish(i, p, outputs);
+  }
+
+  // `outputs` of row i from panel p of the task on.
+  void finish(int64_t i, int64_t p, int64_t outputs) {
+    const int64_t row = first_ + i, column = (panel_ + p) * weights_.panel_outputs(), n = weights_.n();
+    const float* const sums = sums_ + i * stride_ + p * variant_.panel_width;
     const float* const bias = a_.bias == nullptr ? nullptr : a_.bias + column;
     const int64_t bytes = element_bytes(weights_.dtype());
     const auto at = [&](const void* base, int64_t stride) {
@@ -117,7 +129,7 @@ class Block {
   const PackedWeights& weights_;
   const GemmVariant& variant_;
   const GemmArguments& a_;
-  const int64_t first_, count_, panel_;
+  const int64_t first_, count_, panel_, panels_, stride_;
   float* const sums_;
   std::array<const void*, kMostBlockRows + kMostTileRows> rows_;
 };
@@ -126,10 +138,11 @@ class Block {
 
 void gemm(const PackedWeights& weights, const GemmArguments& arguments, ThreadPool& pool) {
   const RowBlocks blocks(weights.variant(), arguments.m);
-  pool.run(blocks.count() * weights.panels(), [&](int64_t task) {
-    alignas(kAlignment) float sums[kMostBlockRows * 64];
-    const int64_t block = task / weights.panels(), panel = task % weights.panels();
-    Block(weights, arguments, blocks.first(block), blocks.first(block + 1), panel, sums).run();
+  const int64_t groups = divide_up(weights.panels(), weights.variant().task_panels);
+  pool.run(blocks.count() * groups, [&](int64_t task) {
+    alignas(kAlignment) float sums[kMostBlockRows * kMostTaskWidth];
+    const int64_t block = task / groups, group = task % groups;
+    Block(weights, arguments, blocks.first(block), blocks.first(block + 1), group, sums).run();
   });
 }
 

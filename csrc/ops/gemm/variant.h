@@ -12,6 +12,8 @@ constexpr int64_t kMostTileDepth = 320;
 constexpr int64_t kMostTileRows = 32;
 // No task has more rows.
 constexpr int64_t kMostBlockRows = 128;
+// The panels of a task are no wider together.
+constexpr int64_t kMostTaskWidth = 64;
 
 // `rows` left operands, each from the same element on, times a panel: accumulators [rows][panel width] float32, their
 // rows `stride` apart.
@@ -26,7 +28,7 @@ struct TileArguments {
 };
 
 struct EpilogueArguments {
-  const float* sums;       // [panel width]
+  const float* sums;       // [count]
   const float* gate_sums;  // absent but for gated weights
   const float* bias;       // at the panel's first output, or absent, as the three below
   const float* gate_bias;
@@ -49,6 +51,8 @@ struct GemmVariant {
   // Elements of K that a tile takes: few enough that a block of the left operand and the panel stay in L2, and that the
   // rounding of long sums stays small.
   int64_t block_depth = kMostTileDepth;
+  // Neighbouring panels of a task: where registers make panels narrow, finding rows and finishing them is shared.
+  int64_t task_panels = 1;
   // Around the tiles of a task, for a unit with a state of its own.
   void (*enter)() = [] {};
   void (*leave)() = [] {};
