@@ -103,7 +103,7 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
 
 void bind_gemm(py::module_& module) {
   py::class_<ThreadPool>(module, "ThreadPool")
-      .def(py::init<int>(), py::arg("threads"))
+      .def(py::init<int, bool>(), py::arg("threads"), py::arg("pinned") = false)
       .def_property_readonly("threads", &ThreadPool::threads);
   py::class_<PackedWeights, std::shared_ptr<PackedWeights>>(module, "PackedWeights")
       .def(py::init(&pack), py::arg("weight"), py::arg("widths"), py::arg("dtype") = "float32", py::arg("isa") = "",

@@ -1,5 +1,10 @@
 #include "bridle/thread_pool.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
+
 #include <exception>
 #include <stdexcept>
 #include <string>
@@ -17,18 +22,55 @@ void pause() {
 #endif
 }
 
+#if defined(__linux__)
+
+// The CPUs that this thread may use, in the system's order; none where it does not say.
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return {};
+  std::vector<int> found;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) found.push_back(cpu);
+  }
+  return found;
+}
+
+// Without effect where the system refuses: a thread that wanders computes the same.
+void pin(std::thread& thread, int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(cpu, &set);
+  pthread_setaffinity_np(thread.native_handle(), sizeof set, &set);
+}
+
+#else
+
+std::vector<int> allowed_cpus() { return {}; }
+void pin(std::thread&, int) {}
+
+#endif
+
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads, bool pinned) {
   if (threads < 1)
     throw std::invalid_argument("ThreadPool: threads is " + std::to_string(threads) + ", wants 1 or more");
   // All of them exist before any looks at how many there are.
   const std::lock_guard<std::mutex> starting(caller_);
   try {
-    for (int worker = 1; worker < threads; ++worker) workers_.emplace_back([this, worker] { work(worker); });
+    start(threads, pinned);
   } catch (...) {
     stop();
     throw;
+  }
+}
+
+// The first CPU is left to the caller.
+void ThreadPool::start(int threads, bool pinned) {
+  const std::vector<int> cpus = pinned ? allowed_cpus() : std::vector<int>();
+  for (int worker = 1; worker < threads; ++worker) {
+    workers_.emplace_back([this, worker] { work(worker); });
+    if (static_cast<size_t>(threads) <= cpus.size()) pin(workers_.back(), cpus[worker]);
   }
 }
 

@@ -1,6 +1,9 @@
 // Every task once, whoever calls; exceptions arrive; callers do not wait for each other.
 #include "bridle/thread_pool.h"
 
+#include <sched.h>
+
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 #include <thread>
@@ -59,6 +62,29 @@ void exceptions_arrive() {
   }
 }
 
+// How many CPUs the thread of each of `threads` tasks may use.
+std::vector<int> allowed_of_tasks(ThreadPool& pool) {
+  std::vector<int> allowed(pool.threads());
+  pool.run(pool.threads(), [&](int64_t task) {
+    cpu_set_t set;
+    EXPECT(sched_getaffinity(0, sizeof set, &set) == 0);
+    allowed[task] = CPU_COUNT(&set);
+  });
+  return allowed;
+}
+
+void pinned_threads_stay_where_there_is_room() {
+  cpu_set_t set;
+  EXPECT(sched_getaffinity(0, sizeof set, &set) == 0);
+  const int cpus = CPU_COUNT(&set);
+  ThreadPool fits(cpus, true), wanders(cpus, false), crowded(cpus + 1, true);
+  const std::vector<int> pinned = allowed_of_tasks(fits);
+  EXPECT(pinned[0] == cpus);
+  EXPECT(std::all_of(pinned.begin() + 1, pinned.end(), [](int count) { return count == 1; }));
+  for (const int count : allowed_of_tasks(wanders)) EXPECT(count == cpus);
+  for (const int count : allowed_of_tasks(crowded)) EXPECT(count == cpus);
+}
+
 }  // namespace
 }  // namespace bridle
 
@@ -66,4 +92,5 @@ int main() {
   bridle::every_task_runs_once();
   bridle::callers_share_a_pool();
   bridle::exceptions_arrive();
+  bridle::pinned_threads_stay_where_there_is_room();
 }

@@ -11,7 +11,7 @@ from runs import latents, rel_l2, request
 import bridle
 from bridle.backends import programs
 from bridle.backends.cpu import CpuBackend
-from bridle.errors import UnsupportedError
+from bridle.errors import RequestError, UnsupportedError
 from bridle_kernels import available_isas
 from bridle_kernels.attention import Segment
 from bridle_kernels.recorder import NotRecordableError, ProgramFrame
@@ -107,3 +107,12 @@ def test_a_network_that_cannot_be_recorded_runs_op_by_op(folder: Path, monkeypat
     plain, recorded = (e.sample(request()) for e in (other, engine))
     assert isinstance(plain, bridle.Result) and isinstance(recorded, bridle.Result)
     assert (plain.images == recorded.images).all()
+
+
+def test_pinning_is_asked_for_by_one_or_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = latents(bridle.load(folder, backend="cpu"))
+    monkeypatch.setenv("BRIDLE_PIN_THREADS", "1")
+    assert torch.equal(latents(bridle.load(folder, backend="cpu")), wanted)
+    monkeypatch.setenv("BRIDLE_PIN_THREADS", "all")
+    with pytest.raises(RequestError, match="BRIDLE_PIN_THREADS"):
+        bridle.load(folder, backend="cpu")

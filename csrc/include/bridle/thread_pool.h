@@ -28,8 +28,9 @@ class ThreadPool {
     void (*call_)(const void*, int64_t);
   };
 
-  // threads: with the caller's own; at least 1.
-  explicit ThreadPool(int threads);
+  // threads: with the caller's own; at least 1. pinned: every other thread stays on a CPU of its own, where the process
+  // may use as many as there are threads; the caller's thread is never touched.
+  explicit ThreadPool(int threads, bool pinned = false);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -43,6 +44,7 @@ class ThreadPool {
   void run(int64_t count, const Task& task);
 
  private:
+  void start(int threads, bool pinned);
   void stop();
   void work(int worker);
   void run_share(int worker) noexcept;

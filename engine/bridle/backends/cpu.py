@@ -8,6 +8,7 @@ from torch import Tensor
 
 from bridle.backends import programs
 from bridle.backends.cache_on_disk import packed_cache
+from bridle.backends.cpu_threads import thread_pool
 from bridle.backends.reference import Network, ReferenceBackend, Weights
 from bridle.networks import controlnet
 from bridle.rows import Branch, Residual, Residuals, Rows
@@ -40,7 +41,7 @@ class CpuBackend(ReferenceBackend):
     name = "cpu"
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
-        self._pool = _core.ThreadPool(torch.get_num_threads())
+        self._pool = thread_pool()
         self._packed = PackedWeights(self._pool, packed_cache())
         self._steps = ProgramCache(STEP_PROGRAMS)
         self._networks = ProgramCache(NETWORK_PROGRAMS, LARGEST_IDLE)
