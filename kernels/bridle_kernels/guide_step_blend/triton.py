@@ -1,11 +1,12 @@
 """The GPU kernel. One program per sample and block of pixels; float32 arithmetic in the definition's order, no atomics."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from bridle_kernels.triton_launch import launch
+from bridle_kernels.triton_variant import DTYPES, Variant
 
 BLOCK = 256
 
@@ -84,8 +85,9 @@ def _kernel(
         total += m * b
     if NOISE:
         total = _add(total, noise + here, tl.load(own + 2), valid)
-    for h in range(HISTORY):
-        total = _add(total, history + (p * HISTORY + h) * count + i, tl.load(own + 3 + h), valid)
+    if HISTORY:
+        for h in range(HISTORY):
+            total = _add(total, history + (p * HISTORY + h) * count + i, tl.load(own + 3 + h), valid)
     if KNOWN:
         if tl.load(has_known + p) != 0:
             level = _add(tl.zeros([BLOCK], tl.float32), known + here, tl.load(known_coefficients + 2 * p), valid)
@@ -120,28 +122,77 @@ def guide_step_blend(
     samples, channels, height, width = latents.shape
     out, model_output = torch.empty_like(latents), torch.empty_like(latents)
 
-    def ready(tensor: Tensor | None) -> Tensor:
-        return out if tensor is None else tensor.contiguous()
-
+    given = {
+        "eps": eps,
+        "term_start": term_start,
+        "term_row": term_row,
+        "term_coefficient": term_coefficient,
+        "term_weight": term_weight,
+        "term_top": term_top,
+        "term_left": term_left,
+        "weights": weights,
+        "latents": latents,
+        "history": history,
+        "coefficients": coefficients,
+        "noise": noise,
+        "known": known,
+        "known_noise": known_noise,
+        "known_coefficients": known_coefficients,
+        "mask": mask,
+        "has_known": has_known,
+    }
+    ready = {name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()}
+    sizes = {"height": height, "width": width, "window_height": eps.shape[2], "window_width": eps.shape[3]}
+    outputs = {"out": out, "model_output": model_output}
+    constants = {
+        "HISTORY": 0 if history is None else history.shape[1],
+        "NOISE": noise is not None,
+        "WEIGHTS": weights is not None,
+        "KNOWN": known is not None,
+        "BLOCK": BLOCK,
+    }
     grid = (samples, triton.cdiv(channels * height * width, BLOCK))
-    kernel: Any = _kernel[grid]
-    kernel(
-        *(ready(t) for t in (eps, term_start, term_row, term_coefficient, term_weight, term_top, term_left, weights)),
-        latents,
-        *(ready(t) for t in (history, coefficients, noise, known, known_noise, known_coefficients, mask, has_known)),
-        out,
-        model_output,
-        height,
-        width,
-        eps.shape[2],
-        eps.shape[3],
-        channels,
-        HISTORY=0 if history is None else history.shape[1],
-        NOISE=noise is not None,
-        WEIGHTS=weights is not None,
-        KNOWN=known is not None,
-        BLOCK=BLOCK,
-        # The definition rounds after every multiplication and every addition.
-        enable_fp_fusion=False,
-    )
+    # The definition rounds after every multiplication and every addition.
+    launch(_kernel, grid, {**ready, **outputs, **sizes, "channels": channels}, constants, fusion=False)
     return out, model_output
+
+
+_FLOATS = ("term_coefficient", "latents", "coefficients", "out", "model_output")
+_INTEGERS = ("term_start", "term_row", "term_weight", "term_top", "term_left")
+_OPTIONAL = {
+    "NOISE": {"noise": "*fp32"},
+    "WEIGHTS": {"weights": "*fp32"},
+    "KNOWN": {
+        **dict.fromkeys(("known", "known_noise", "known_coefficients", "mask"), "*fp32"),
+        "has_known": "*i32",
+    },
+}
+"""What each feature reads."""
+
+
+def variants() -> list[Variant]:
+    """A step of a solver without memory, of one with one and with two slots of it, of one with noise, and everything."""
+    plain = [_variant(dtype, history, ()) for dtype in DTYPES.values() for history in (0, 1, 2)]
+    noisy = [_variant(dtype, 0, ("NOISE",)) for dtype in DTYPES.values()]
+    return [*plain, *noisy, *(_variant(dtype, 4, tuple(_OPTIONAL)) for dtype in DTYPES.values())]
+
+
+def _variant(dtype: str, history: int, features: tuple[str, ...]) -> Variant:
+    read: dict[str, str] = {"history": "*fp32"} if history else {}
+    absent: dict[str, None] = {} if history else {"history": None}
+    for feature, operands in _OPTIONAL.items():
+        if feature in features:
+            read |= operands
+        else:
+            absent |= dict.fromkeys(operands)
+    types: dict[str, str | tuple[str, ...]] = {
+        "eps": f"*{dtype}",
+        **dict.fromkeys(_FLOATS, "*fp32"),
+        **dict.fromkeys(_INTEGERS, "*i32"),
+        **read,
+        **dict.fromkeys(("height", "width", "window_height", "window_width", "channels"), "i32"),
+    }
+    flags = {feature: feature in features for feature in _OPTIONAL}
+    constants: dict[str, int | bool | None] = {"HISTORY": history, **flags, "BLOCK": BLOCK, **absent}
+    name = "_".join(("guide_step_blend", str(history), *(f.lower() for f in features), dtype))
+    return Variant(name, _kernel, types, constants, fusion=False)

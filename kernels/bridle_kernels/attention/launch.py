@@ -1,0 +1,65 @@
+"""Sizes of tiles and the compiler's options of the GPU kernels, by head dimension, dtype and number of keys.
+
+Chosen so that every one fits the registers and the shared memory of sm_80 to sm_100; their speed has not been measured.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+WIDEST = 256
+"""Largest head dimension of the fused kernel."""
+ONE_TILE = 128
+"""Contexts of up to this many keys, such as 77 tokens of text, are one tile, up to a head dimension of 128."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """low, high: the two blocks of a head dimension, high 0 for none. queries, keys: of a tile."""
+
+    low: int
+    high: int
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+def split(dim: int) -> tuple[int, int]:
+    """Two blocks that hold `dim` channels: powers of two of at least 16, the second 0 if one is enough."""
+    low = max(16, 1 << (dim.bit_length() - 1))
+    rest = dim - low
+    return low, 0 if rest <= 0 else power(rest)
+
+
+def power(count: int) -> int:
+    """The smallest power of two that is at least 16 and at least `count`."""
+    return max(16, 1 << (count - 1).bit_length())
+
+
+def tiles(dim: int, dtype: torch.dtype, queries: int, keys: int, biased: bool) -> Tiles:
+    """Of the forward kernel. dtype: what products are computed in. biased: loads of a bias need registers."""
+    low, high = split(dim)
+    most, step, warps, stages = _largest(dim, dtype, keys, biased)
+    return Tiles(low, high, min(most, power(queries)), min(step, power(keys)), warps, stages)
+
+
+def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int, int, int, int]:
+    """Queries, keys, warps and stages: the largest that spill nowhere."""
+    if dtype == torch.float32:
+        return (32, 32, 8, 1) if dim <= 128 else (16, 16, 4, 1)
+    if biased:
+        return 64, 32, 8 if 96 < dim <= 128 else 4, 1
+    if dim > 128:
+        return 64, 32, 4, 1 if keys <= ONE_TILE else 2
+    if keys <= ONE_TILE:
+        return 64, ONE_TILE, 4 if dim <= 40 else 8, 1
+    return 128, 64 if dim <= 96 else 32, 8, 2
+
+
+def column_tiles(dim: int, dtype: torch.dtype, columns: int) -> Tiles:
+    """Of the kernels that read columns: `keys` counts columns. dtype: what products are computed in."""
+    low, high = split(dim)
+    if dtype == torch.float32:
+        return Tiles(low, high, 16, 16, 8, 1)
+    return Tiles(low, high, 16 if dim > 96 else 32, min(32, power(columns)), 4, 1)

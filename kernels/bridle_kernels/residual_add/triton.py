@@ -1,0 +1,113 @@
+"""Residuals on a GPU: all of them in one pass over the image, summed in float32 and rounded once."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from bridle_kernels.residual_add.reference import ResidualTerm, check_term
+from bridle_kernels.triton_launch import launch
+from bridle_kernels.triton_variant import DTYPES, Variant
+
+BLOCK = 512
+
+
+@triton.jit
+def _kernel(
+    x, out, values, sources, scales, masks, value_strides, scale_strides, mask_strides, rows, height, width, channels,
+    TERMS: tl.constexpr, MASKS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    r = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    count = height.to(tl.int64) * width * channels
+    valid = i < count
+    c = i % channels
+    column = i // channels % width
+    line = i // channels // width
+    total = tl.load(x + r * count + i, mask=valid, other=0.0).to(tl.float32)
+    for t in tl.static_range(TERMS):
+        source = tl.load(sources + t * rows + r).to(tl.int64)
+        if source >= 0:
+            at = source * value_strides[4 * t] + c * value_strides[4 * t + 1]
+            at += line * value_strides[4 * t + 2] + column * value_strides[4 * t + 3]
+            factor = tl.load(scales[t] + source * scale_strides[t]).to(tl.float32)
+            value = tl.load(values[t] + at, mask=valid, other=0.0).to(tl.float32) * factor
+            if (MASKS >> t) & 1:
+                cell = source * mask_strides[3 * t] + line * mask_strides[3 * t + 1] + column * mask_strides[3 * t + 2]
+                value *= tl.load(masks[t] + cell, mask=valid, other=0.0).to(tl.float32)
+            total += value
+    tl.store(out + r * count + i, total.to(out.dtype.element_ty), mask=valid)
+
+
+def serves(residuals: Sequence[ResidualTerm]) -> bool:
+    """Whether each residual names a row at most once."""
+    return all(term.rows is None or len(set(term.rows)) == len(term.rows) for term in residuals)
+
+
+def residual_add(x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
+    """See `bridle_kernels.residual_add`. x: [R, h, w, C], contiguous; so is the result. Raises ValueError."""
+    rows, height, width, channels = x.shape
+    for term in residuals:
+        check_term((rows, channels, height, width), term)
+    if not residuals:
+        return x
+    out = torch.empty_like(x)
+    values = [term.values.to(x.device) for term in residuals]
+    scales = [term.scale.to(x.device) for term in residuals]
+    masks = [v if t.mask is None else t.mask.to(x.device) for v, t in zip(values, residuals, strict=True)]
+    given = {
+        "x": x,
+        "out": out,
+        "values": tuple(values),
+        "sources": _sources(tuple(term.rows for term in residuals), rows, x.device),
+        "scales": tuple(scales),
+        "masks": tuple(masks),
+        "value_strides": tuple(n for v in values for n in _strides(v, (0, 1, 2, 3))),
+        "scale_strides": tuple(n for s in scales for n in _strides(s, (0,))),
+        "mask_strides": tuple(n for m in masks for n in _strides(m, (0, 2, 3))),
+        "rows": rows,
+        "height": height,
+        "width": width,
+        "channels": channels,
+    }
+    masked = sum(1 << t for t, term in enumerate(residuals) if term.mask is not None)
+    constants = {"TERMS": len(values), "MASKS": masked, "BLOCK": BLOCK}
+    launch(_kernel, (triton.cdiv(height * width * channels, BLOCK), rows), given, constants)
+    return out
+
+
+def _strides(tensor: Tensor, dims: Sequence[int]) -> list[int]:
+    """0 where a dimension has one element, which serves all."""
+    return [0 if tensor.shape[dim] == 1 else tensor.stride(dim) for dim in dims]
+
+
+@lru_cache(maxsize=64)
+def _sources(named: tuple[tuple[int, ...] | None, ...], rows: int, device: torch.device) -> Tensor:
+    """[T, R] int32: which row of each residual each row of the batch takes, -1 for none. Copied to the GPU once."""
+    table = [
+        list(range(rows)) if one is None else [one.index(row) if row in one else -1 for row in range(rows)]
+        for one in named
+    ]
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+def variants() -> list[Variant]:
+    """One residual, and four of which two have a mask."""
+    return [_variant(dtype, terms, masks) for dtype in DTYPES.values() for terms, masks in ((1, 0), (4, 5))]
+
+
+def _variant(dtype: str, terms: int, masks: int) -> Variant:
+    types: dict[str, str | tuple[str, ...]] = {
+        **dict.fromkeys(("x", "out"), f"*{dtype}"),
+        **dict.fromkeys(("values", "scales", "masks"), (f"*{dtype}",) * terms),
+        "sources": "*i32",
+        "value_strides": ("i32",) * 4 * terms,
+        "scale_strides": ("i32",) * terms,
+        "mask_strides": ("i32",) * 3 * terms,
+        **dict.fromkeys(("rows", "height", "width", "channels"), "i32"),
+    }
+    constants = {"TERMS": terms, "MASKS": masks, "BLOCK": BLOCK}
+    return Variant(f"residual_add_{terms}_{dtype}", _kernel, types, constants, multiples=("channels",))

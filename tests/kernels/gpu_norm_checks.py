@@ -1,0 +1,122 @@
+"""Checks of the Triton norms, GEGLU, residuals and upsampling: on a GPU, or in Triton's interpreter on the CPU."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.triton_ops import TritonOps
+from numerics import assert_as_good_as_peer, assert_integer_exact
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Check = tuple[str, Callable[[], None]]
+Compute = Callable[[ReferenceOps, Callable[[Tensor], Tensor]], Tensor]
+OURS = TritonOps()
+
+
+@dataclass(frozen=True)
+class Term:
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def accepted(compute: Compute, magnitude: float, depth: int, dtype: torch.dtype, device: str) -> None:
+    """The acceptance rule for compute(ops, convert), which calls one op on converted tensors."""
+    ours = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
+    again = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
+    assert torch.equal(ours, again), "two runs differ"
+    exact = compute(ReferenceOps(), lambda t: t.to(dtype).double())
+    peer = compute(ReferenceOps(), lambda t: t.to(dtype))
+    assert_as_good_as_peer(ours, exact, peer, exact.abs() + magnitude, depth)
+
+
+def checks(device: str) -> Iterator[Check]:
+    """Names, and functions that raise AssertionError."""
+    for dtype in DTYPES:
+        for name, (compute, magnitude, depth) in COMPUTED.items():
+            yield (
+                f"{name} {dtype}",
+                lambda a=(compute, magnitude, depth, dtype): accepted(*a, device),
+            )
+        yield f"upsample {dtype}", lambda dtype=dtype: upsampled(dtype, device)
+    yield "rows without a residual", lambda: untouched(device)
+    yield "large means", lambda: large_means(device)
+
+
+def group_norm(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    x = to(randn(1, 2, 20, 9, 11) * 3 + 1)
+    return ops.group_norm(x, to(randn(2, 20)), to(randn(3, 20)), 4, 1e-5)
+
+
+def group_norm_pair(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    pair = (to(randn(4, 2, 12, 7, 5)), to(randn(5, 2, 28, 7, 5) + 2))
+    return ops.group_norm(pair, to(randn(6, 40)), to(randn(7, 40)), 8, 1e-6, activation="silu")
+
+
+def group_norm_affine(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    affine = (to(randn(8, 3, 40)), to(randn(9, 3, 40)))
+    x = to(randn(10, 3, 40, 33, 37)).contiguous(memory_format=torch.channels_last)
+    return ops.group_norm(x, to(randn(11, 40)), to(randn(12, 40)), 4, 1e-5, activation="silu", affine=affine)
+
+
+def layer_norm(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    return ops.layer_norm(to(randn(13, 2, 7, 321) * 2 + 1), to(randn(14, 321)), to(randn(15, 321)), 1e-5)
+
+
+def geglu(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    return ops.geglu(to(randn(16, 2, 9, 24)), to(randn(17, 2 * 37, 24) * 0.2), to(randn(18, 2 * 37)))
+
+
+def residual_add(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    mask = to(randn(19, 2, 1, 5, 7).sigmoid())
+    terms = [
+        Term(to(randn(20, 3, 6, 5, 7)), to(randn(21, 3))),
+        Term(to(randn(22, 2, 6, 5, 7)), to(randn(23, 2)), (2, 0), mask),
+        Term(to(randn(24, 1, 6, 1, 1)), to(randn(25, 1)), (1,)),
+        Term(to(randn(26, 1, 6, 5, 7)), to(randn(27, 1)), None, mask[:1]),
+    ]
+    return ops.residual_add(to(randn(28, 3, 6, 5, 7)), terms)
+
+
+COMPUTED: dict[str, tuple[Compute, float, int]] = {
+    "group norm": (group_norm, 8.0, 64),
+    "group norm of two images": (group_norm_pair, 8.0, 64),
+    "group norm, affine, slices": (group_norm_affine, 16.0, 64),
+    "layer norm": (layer_norm, 8.0, 64),
+    "geglu": (geglu, 8.0, 48),
+    "residuals": (residual_add, 8.0, 16),
+}
+
+
+def upsampled(dtype: torch.dtype, device: str) -> None:
+    """A convolution by one pixel of weight 1 copies bits."""
+    x, one = randn(29, 2, 1, 4, 3).to(dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+    for size in ((8, 6), (4, 9), (7, 5)):
+        ours = OURS.conv2d(x.to(device), one.to(device), padding=0, upsample=size).cpu()
+        assert_integer_exact(ours, F.interpolate(x.double(), size, mode="nearest"))
+
+
+def untouched(device: str) -> None:
+    """Rows that no residual names keep their bits, and NaN of one row stays there."""
+    x, values = randn(30, 3, 4, 3, 3), torch.full((1, 4, 3, 3), torch.nan)
+    x[0, 0, 0, 0] = -0.0
+    out = OURS.residual_add(x.to(device), [Term(values.to(device), torch.ones(1, device=device), (1,))]).cpu()
+    assert torch.equal(out[::2].view(torch.int32), x[::2].view(torch.int32)) and out[1].isnan().all()
+
+
+def large_means(device: str) -> None:
+    """Statistics do not cancel: a mean 1000 times the deviation."""
+    x = randn(31, 1, 8, 40, 41) + 1000.0
+    one, zero = torch.ones(8), torch.zeros(8)
+    ours = OURS.group_norm(*(t.to(device) for t in (x, one, zero)), 2, 1e-5).cpu()
+    exact = F.group_norm(x.double(), 2, one.double(), zero.double(), 1e-5)
+    assert (ours.double() - exact).abs().max() < 2e-3
