@@ -2,16 +2,19 @@
 
     python benchmarks/gpu_check.py --out results.json
 
-Each kernel is compared with the float64 definition by the acceptance rule of tests/numerics.py, then timed beside the
-PyTorch expression of the same step in the same process: median of several runs, L2 flushed between them.
+Each kernel is compared with the float64 definition by the acceptance rule of tests/numerics.py, twice, for equal bits.
+guide_step_blend is also timed beside the PyTorch expression of the same step in the same process: median of several runs,
+L2 flushed between them. Builds the native module first where it is missing.
 """
 
 import argparse
 import importlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +25,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 RUNS = 30
 FLUSH_BYTES = 256 * 1024 * 1024
+MODULES = ("gpu_norm_checks", "gpu_attention_checks")
+"""Of tests/kernels: each yields checks by name."""
 
 
 def main() -> None:
@@ -32,10 +37,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("gpu_check: PyTorch sees no GPU; nothing was checked", file=sys.stderr)
         raise SystemExit(2)
-    report = {**machine(), "guide_step_blend": {"checks": check(), "timings": timings()}}
+    build_core()
+    report = {
+        **machine(),
+        "kernels": [row for module in MODULES for row in checked(module, "cuda")],
+        "guide_step_blend": {"checks": check(), "timings": timings()},
+    }
     out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
-    failed = [row for row in report["guide_step_blend"]["checks"] if row["problem"]]
+    failed = [row for row in report["kernels"] + report["guide_step_blend"]["checks"] if row["problem"]]
     raise SystemExit(1 if failed else 0)
 
 
@@ -51,6 +61,33 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "triton": importlib.import_module("triton").__version__,
     }
+
+
+def build_core() -> None:
+    """Builds `bridle_kernels._core` beside its package, if it cannot be imported. Wants CMake, Ninja and pybind11."""
+    package = ROOT / "kernels" / "bridle_kernels"
+    if list(package.glob("_core.*")):
+        return
+    pybind11 = importlib.import_module("pybind11").get_cmake_dir()
+    with tempfile.TemporaryDirectory() as build:
+        found = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
+        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *found], check=True)
+        subprocess.run(["cmake", "--build", build, "--target", "_core"], check=True)
+        for module in Path(build).glob("_core.*"):
+            shutil.copy(module, package)
+
+
+def checked(module: str, device: str) -> list[dict[str, Any]]:
+    """Every check of a module, and what was wrong."""
+    sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "kernels")]
+    rows = []
+    for name, run in importlib.import_module(module).checks(device):
+        try:
+            run()
+            rows.append({"check": name, "problem": None})
+        except Exception as problem:
+            rows.append({"check": name, "problem": f"{type(problem).__name__}: {problem}"})
+    return rows
 
 
 def check() -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The command line: `bridle generate`, `bridle doctor`, `bridle new-model` and `bridle export`."""
+"""The command line: `bridle generate`, `bridle doctor`, `bridle new-model`, `bridle export` and `bridle export-kernels`."""
 
 import json
 from dataclasses import asdict, replace
@@ -16,6 +16,7 @@ from bridle.control_options import CONTROL_HELP, parse_control
 from bridle.doctor import report
 from bridle.errors import BridleError, RequestError
 from bridle.export_command import export
+from bridle.networks.unet import attention_sites
 from bridle.new_model import write_new_model
 from bridle.png_metadata import read_png
 from bridle.region_options import (
@@ -31,6 +32,7 @@ from bridle.region_options import (
     parse_views,
 )
 from bridle.request_json import Loading, request_from_json
+from bridle.weights import load_model
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Controllable Stable Diffusion.")
 app.command()(export)
@@ -192,6 +194,30 @@ def new_model(
             dtype=dtype,
             progress=True,
         )
+    except BridleError as problem:
+        typer.echo(f"bridle: {problem}", err=True)
+        raise typer.Exit(2) from problem
+
+
+@app.command("export-kernels")
+def export_kernels(
+    folder: Annotated[Path, typer.Argument(help="Where to write cubins and manifest.json.")],
+    arch: Annotated[str, typer.Option(help="Such as sm_87.")],
+    model: Annotated[str | None, typer.Option(help="Model folder: only the head dimensions of its U-Net.")] = None,
+    only: Annotated[str, typer.Option(help="Only kernels whose name contains this.")] = "",
+) -> None:
+    """Compiles the GPU kernels ahead of time, without a GPU."""
+    from bridle_exporters.aot import ARCHITECTURES as GPUS
+    from bridle_exporters.kernel_bundle import export_kernels as export
+
+    try:
+        number = {f"sm_{gpu}": gpu for gpu in GPUS}.get(arch)
+        if number is None:
+            raise RequestError("arch", arch, "one of " + ", ".join(f"sm_{gpu}" for gpu in GPUS))
+        dims = None
+        if model is not None:
+            dims = {site.dim for site in attention_sites(load_model(model).unet.config)}
+        typer.echo(f"{export(folder, number, dims, only)}")
     except BridleError as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem

@@ -1,11 +1,13 @@
 """Which backend serves a model on a device."""
 
+import importlib.util
 import logging
 from collections.abc import Mapping
 
 import torch
 
 from bridle.backends.cpu import CpuBackend
+from bridle.backends.cuda import CudaBackend
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError, UnsupportedError
 from bridle.rows import Primitive
@@ -16,11 +18,19 @@ _log = logging.getLogger("bridle")
 BACKENDS = ("cuda", "ort", "cpu", "reference")
 """Order in which "auto" tries them."""
 
-_CLASSES: Mapping[str, type[ReferenceBackend]] = {"cpu": CpuBackend, "reference": ReferenceBackend}
+_CLASSES: Mapping[str, type[ReferenceBackend]] = {
+    "cuda": CudaBackend,
+    "cpu": CpuBackend,
+    "reference": ReferenceBackend,
+}
 
 
 def unavailable(name: str) -> str | None:
     """None, or why a backend cannot be used here."""
+    if name == "cuda" and importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if name == "cuda" and not torch.cuda.is_available():
+        return "PyTorch sees no GPU here"
     return None if name in _CLASSES else "this version of bridle has no implementation of it"
 
 

@@ -1,0 +1,62 @@
+"""`backend="cuda"` without a GPU: its kernels in Triton's interpreter, its programs without a graph.
+
+Prints distances from the reference as JSON: `python interpreted_cuda.py MODEL`, with TRITON_INTERPRET=1.
+"""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from control_cases import CONTROLS, asked
+from runs import rel_l2
+
+import bridle
+from bridle.backends.cuda import CudaBackend, Program
+from bridle.rows import Rows
+from bridle_kernels.attention import gpu
+from bridle_kernels.attention.launch import Tiles, power
+from bridle_kernels.group_norm import triton as group_norm
+
+CASES = (
+    ("ControlNet", "T2IAdapter", "ImagePrompt", "CaptureMaps", "InjectMap mass", "attention regions"),
+    ("PromptEdit",),
+)
+SMALL = {"num_inference_steps": 1, "guidance_scale": 1.0, "width": 32, "height": 32, "output_type": "latent"}
+
+
+def enlarge_tiles() -> None:
+    """The interpreter's time is the number of tiles: here they hold whole images."""
+    usual = gpu.tiles
+
+    def whole(dim: int, dtype: torch.dtype, queries: int, keys: int, biased: bool) -> Tiles:
+        return replace(usual(dim, dtype, queries, keys, biased), queries=power(queries), keys=power(keys))
+
+    gpu.tiles = whole
+    group_norm.PIXELS = group_norm.SLICE
+
+
+class Interpreted(CudaBackend):
+    """The same, on the CPU."""
+
+    def make_program(self, rows: Rows) -> Program:
+        """No graph."""
+        return Program(rows, self.compute)
+
+
+def main(model: Path) -> None:
+    """One step of every case, all in one batch."""
+    enlarge_tiles()
+    reference = bridle.load(model, backend="reference")
+    backend = Interpreted(reference.backend.model, torch.device("cpu"), torch.float32)
+    engine = bridle.Engine(backend, reference.path)
+    requests = [asked(*(CONTROLS[name] for name in case), SMALL) for case in CASES]
+    ours, theirs = engine.sample(requests), reference.sample(requests)
+    distances = {" ".join(c): rel_l2(a.latents, b.latents) for c, a, b in zip(CASES, ours, theirs, strict=True)}
+    maps = {word: float(abs(ours[0].maps[word] - heat).max()) for word, heat in theirs[0].maps.items()}
+    print(json.dumps({"distances": distances, "maps": maps}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,101 @@
+"""`backend="cuda"` on a machine without a GPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bridle
+from bridle.backends.cuda import CudaBackend
+from bridle.backends.reference import ReferenceBackend
+from bridle.backends.static_rows import StaticRows, described, with_tensors
+from bridle.rows import KV, ContextPiece, ContextSegment, Rows, SiteTerms
+from bridle_kernels.attention import Capture
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def few_groups(map_folder: Path, tmp_path: Path) -> Path:
+    """The same model with two groups per norm: the interpreter's time is the number of programs."""
+    model = Path(shutil.copytree(map_folder, tmp_path / "model"))
+    for config in (model / "unet/config.json", model / "controlnet/config.json"):
+        config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 2}))
+    return model
+
+
+def test_pipelines_in_the_interpreter_are_the_reference(few_groups: Path) -> None:
+    pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+    outcome = subprocess.run(
+        [sys.executable, "interpreted_cuda.py", str(few_groups)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr[-3000:]
+    found = json.loads(outcome.stdout)
+    assert len(found["distances"]) == 2 and found["maps"], found
+    assert max([*found["distances"].values(), *found["maps"].values()]) <= 1e-4, found
+
+
+def test_it_runs_on_cuda_devices_only() -> None:
+    assert "not on cpu" in str(CudaBackend.runs_on(torch.device("cpu"), torch.float16))
+    assert CudaBackend.runs_on(torch.device("cuda:1"), torch.float16) is None
+    assert "float64" in str(CudaBackend.runs_on(torch.device("cuda"), torch.float64))
+
+
+def rows(weight: float | torch.Tensor = 0.5, length: int = 3, tokens: int = 4, scale: float = 1.0) -> Rows:
+    kv = KV(torch.randn(2, tokens, 1, 8), torch.randn(2, tokens, 1, 8))
+    piece = ContextPiece((kv,), torch.full((2,), length, dtype=torch.int32))
+    capture = Capture(torch.tensor([[0]]), torch.ones(2, 9, 1), scale=scale)
+    sites = (SiteTerms(weight, capture=capture), SiteTerms(capture=capture))
+    segments = (ContextSegment((piece,)), ContextSegment((piece,), sites=sites))
+    return with_tensors(Rows(torch.randn(2, 4, 3, 3), torch.randn(2, 8), segments))
+
+
+def test_values_are_data_and_shapes_are_not() -> None:
+    first = described(rows())
+    assert first == described(rows(weight=0.9, length=1, scale=2.0)) == described(rows(weight=torch.rand(2)))
+    assert first != described(rows(tokens=5))
+    assert first != described(rows(weight=torch.rand(2, 9)))
+    apart = rows()
+    other = ContextPiece(rows().context[0].pieces[0].sites, apart.context[0].pieces[0].length)
+    unshared = Rows(
+        apart.sample, apart.time, (apart.context[0], ContextSegment((other,), sites=apart.context[1].sites))
+    )
+    assert first != described(unshared), "tensors that two segments share have one place"
+
+
+def test_a_program_reads_new_values_and_hands_out_what_it_wrote() -> None:
+    one, two = rows(), rows(weight=0.25)
+    static = StaticRows(one)
+    kept = static.rows.context[0].pieces[0].sites[0].k
+    assert kept is static.rows.context[1].pieces[0].sites[0].k and kept is not one.context[0].pieces[0].sites[0].k
+    for given in (one, two):
+        static.bind(given)
+        assert torch.equal(kept, given.context[0].pieces[0].sites[0].k)
+        assert torch.equal(static.rows.sample, given.sample)
+        before = static.rows.context[1].sites[0].capture.out
+        assert torch.equal(before, given.context[1].sites[0].capture.out)
+        before += 1.0
+        also = static.rows.context[1].sites[1].capture.out
+        also += 2.0
+        static.hand_out(given)
+        assert (given.context[1].sites[0].capture.out == 4.0).all(), "two sites add to one buffer"
+    two.sample.mul_(2.0)
+    static.bind(two)
+    assert torch.equal(static.rows.sample, two.sample), "changed in place"
+
+
+def test_auto_passes_it_over_without_a_gpu(folder: Path) -> None:
+    engine = bridle.load(folder)
+    assert torch.cuda.is_available() or (
+        isinstance(engine.backend, ReferenceBackend) and not isinstance(engine.backend, CudaBackend)
+    )
