@@ -1,60 +1,57 @@
 """Triton kernels compiled ahead of time, without a GPU: `python -m bridle_exporters.aot --arch 90`."""
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import groupby
+from multiprocessing import get_context
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from bridle_kernels.triton_kernels import MODULES, variants
+from bridle_kernels.triton_variant import Variant
 
 ARCHITECTURES = (80, 86, 87, 89, 90, 100)
 """Compute capabilities times ten: A100, RTX 30, Orin, RTX 40, H100, B200."""
 
-_POINTERS = {
-    "eps": "*fp16",
-    "term_start": "*i32",
-    "term_row": "*i32",
-    "term_coefficient": "*fp32",
-    "term_weight": "*i32",
-    "term_top": "*i32",
-    "term_left": "*i32",
-    "has_known": "*i32",
-}
-_INTEGERS = ("height", "width", "window_height", "window_width", "channels")
-_CONSTANTS = {"HISTORY": 4, "NOISE": True, "WEIGHTS": True, "KNOWN": True, "BLOCK": 256}
+SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that one block can have (CUDA C++ Programming Guide, compute capabilities)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """One kernel for one architecture. spills: registers spilled to memory, bytes of stack. shared_bytes: of memory."""
+    """One kernel for one architecture. symbol: of its function. spills: registers spilled to memory, bytes of stack."""
 
     name: str
+    symbol: str
     arch: int
     registers: int
     spills: int
     shared_bytes: int
     cubin_bytes: int
 
+    @property
+    def problem(self) -> str | None:
+        """None, or why the kernel may not be shipped for this architecture."""
+        limit = SHARED_LIMIT[self.arch]
+        if self.shared_bytes > limit:
+            return f"{self.name} wants {self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}"
+        return f"{self.name} spills {self.spills} bytes on sm_{self.arch}" if self.spills else None
 
-def compile_guide_step_blend(arch: int) -> Compiled:
-    """Compiles with every feature on, four history slots and float16 model outputs."""
+
+def compile_variant(variant: Variant, arch: int) -> tuple[Compiled, bytes]:
+    """Compiles without a GPU; the cubin too. Raises what Triton raises."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.compiler import compile as compile_kernel
 
-    from bridle_kernels.guide_step_blend.triton import _kernel
-
-    kernel: Any = _kernel
-    signature = {
-        name: "constexpr" if name in _CONSTANTS else "i32" if name in _INTEGERS else _POINTERS.get(name, "*fp32")
-        for name in kernel.arg_names
-    }
-    source = ASTSource(kernel, signature, constexprs=_CONSTANTS)
-    compiled: Any = compile_kernel(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 4, "enable_fp_fusion": False}
-    )
-    cubin = compiled.asm["cubin"]
+    source: Any = ASTSource(variant.kernel, variant.signature, dict(variant.constants), variant.alignment)
+    compiled: Any = compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=variant.options)
+    cubin: bytes = compiled.asm["cubin"]
     registers, stack = resource_usage(cubin)
-    return Compiled("guide_step_blend", arch, registers, stack, int(compiled.metadata.shared), len(cubin))
+    symbol, shared = str(compiled.metadata.name), int(compiled.metadata.shared)
+    return Compiled(variant.name, symbol, arch, registers, stack, shared, len(cubin)), cubin
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -94,13 +91,61 @@ def _sections(elf: bytes, wanted: str) -> list[bytes]:
     return found
 
 
+def compile_all(names: Sequence[str], archs: Sequence[int], jobs: int) -> Iterator[tuple[Compiled, bytes]]:
+    """Every named variant for every architecture, in that order, in `jobs` processes; nothing is cached."""
+    wanted = [(name, arch) for name in names for arch in archs]
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(_compile_named, wanted, chunksize=len(archs))
+
+
+def _compile_named(wanted: tuple[str, int]) -> tuple[Compiled, bytes]:
+    from triton import knobs
+
+    name, arch = wanted
+    (variant,) = (variant for variant in variants() if variant.name == name)
+    with TemporaryDirectory() as folder, knobs.cache.scope():
+        knobs.cache.dir = folder
+        return compile_variant(variant, arch)
+
+
+CHECKED_DIMS = (40, 64, 160)
+"""Head dimensions of which every kernel is compiled in a check: of one block, of two, and the largest."""
+
+
+def checked(variant: Variant) -> bool:
+    """Whether a check compiles it: all in float16, which bfloat16 is like, and, where it takes the most registers, the
+    largest and smallest head dimension in float32."""
+    dim = variant.constants.get("DIM")
+    if variant.name.endswith("_fp32"):
+        return dim in (None, CHECKED_DIMS[-1])
+    return not variant.name.endswith("_bf16") and (dim is None or dim in CHECKED_DIMS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints one JSON line per kernel and architecture."""
+    """Prints a table of what every kernel takes on each architecture, and exits with 1 where one spills or does not fit."""
     parser = argparse.ArgumentParser(prog="bridle_exporters.aot", description=__doc__)
     parser.add_argument("--arch", type=int, action="append", help="such as 90; default: all", choices=ARCHITECTURES)
-    chosen = parser.parse_args(arguments).arch or ARCHITECTURES
-    for arch in chosen:
-        print(json.dumps(asdict(compile_guide_step_blend(arch))))
+    parser.add_argument("--kernel", action="append", help="default: all", choices=MODULES)
+    parser.add_argument("--only", default="", help="names of variants that contain this text")
+    parser.add_argument("--every", action="store_true", help="every dtype and head dimension, not only a choice")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    given = parser.parse_args(arguments)
+    names = [v.name for v in variants(given.kernel or MODULES) if given.only in v.name and (given.every or checked(v))]
+    problems = print_table(compile_all(names, given.arch or ARCHITECTURES, given.jobs))
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def print_table(compiled: Iterator[tuple[Compiled, bytes]]) -> list[str]:
+    """One line per kernel: registers, spills and bytes of shared memory per architecture. Returns the problems."""
+    problems = []
+    print("kernel: registers/spills/shared bytes per architecture")
+    for name, group in groupby((one for one, _ in compiled), key=lambda one: one.name):
+        rows = list(group)
+        figures = (f"sm_{row.arch} {row.registers}/{row.spills}/{row.shared_bytes}" for row in rows)
+        print(f"{name}: {', '.join(figures)}", flush=True)
+        problems += [row.problem for row in rows if row.problem]
+    return problems
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""A folder of compiled GPU kernels for one architecture, with a manifest. `bridle_kernels.kernel_bundle` reads it."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from bridle_exporters.aot import Compiled, compile_all
+from bridle_kernels.kernel_bundle import MANIFEST
+from bridle_kernels.triton_kernels import variants
+from bridle_kernels.triton_variant import Variant, kernel_hash, kernel_name
+
+
+def export_kernels(folder: Path, arch: int, dims: Iterable[int] | None = None, only: str = "", jobs: int = 1) -> Path:
+    """Compiles kernels for compute capability `arch` / 10, without a GPU, and returns the path of the manifest.
+
+    folder: is created; gets NAME.cubin of every kernel and manifest.json. dims: head dimensions of the model, None for
+    those of all published ones. only: names that contain this text. jobs: processes. Raises ValueError for a kernel that
+    wants more shared memory than the architecture has, or spills; there is no manifest then.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = {variant.name: variant for variant in _chosen(dims, only)}
+    compiled = compile_all(list(chosen), (arch,), jobs)
+    rows = [_write(chosen[one.name], one, cubin, folder) for one, cubin in compiled]
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"arch": f"sm_{arch}", "kernels": rows}, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _chosen(dims: Iterable[int] | None, only: str) -> list[Variant]:
+    wanted = None if dims is None else set(dims)
+    return [
+        variant
+        for variant in variants()
+        if only in variant.name
+        and (wanted is None or "DIM" not in variant.constants or variant.constants["DIM"] in wanted)
+    ]
+
+
+def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:
+    if compiled.problem is not None:
+        raise ValueError(compiled.problem)
+    (folder / f"{variant.name}.cubin").write_bytes(cubin)
+    return {
+        **asdict(compiled),
+        "kernel": kernel_name(variant.kernel),
+        "source": kernel_hash(variant.kernel),
+        "signature": variant.signature,
+        "constants": dict(variant.constants),
+        "multiples": variant.multiples,
+        **variant.options,
+        "sha256": hashlib.sha256(cubin).hexdigest(),
+    }
