@@ -42,8 +42,8 @@ BUGS = (
     Bug(
         "tail rows are skipped",
         "csrc/ops/gemm/gemm.cc",
-        "for (int64_t i = 0; i < count_; ++i) finish(i);",
-        "for (int64_t i = 0; i < count_ / 4 * 4; ++i) finish(i);",
+        "for (int64_t i = 0; i < count_; ++i) finish_row(i);",
+        "for (int64_t i = 0; i < count_ / 4 * 4; ++i) finish_row(i);",
         (GEMM,),
     ),
     Bug(
@@ -78,7 +78,7 @@ BUGS = (
         "sums in bfloat16",
         "csrc/ops/gemm/gemm.cc",
         "        k += depth;",
-        "        k += depth;\n        for (int64_t i = 0; i < count_ * variant_.panel_width; ++i)"
+        "        k += depth;\n        for (int64_t i = 0; i < count_ * stride_; ++i)"
         " sums_[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, sums_[i]) & 0xffff0000u);",
         (GEMM,),
     ),
