@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-CONTROL_SCALE = 0.5
+from cpu.workspace import CONTROL_SCALE
 
 
 class Denoiser(nn.Module):

@@ -1,30 +1,29 @@
 """A workload as Bridle does it: requests, and the seconds that their results report."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import bridle
-from cpu.modules import CONTROL_SCALE
-from cpu.peers import control_folders
 from cpu.systems import System
 from cpu.workloads import REGIONS, Workload
 from cpu.workspace import (
+    CONTROL_SCALE,
     DTYPES,
     GUIDANCE,
     PROMPT,
     SCHEDULER,
     WORDS,
+    Outputs,
     Workspace,
+    control_folders,
     noise,
     picture,
     region_box,
     region_prompt,
 )
-
-Outputs = Mapping[str, Tensor]
 
 
 def build(workspace: Workspace, workload: Workload, system: System) -> Callable[[], tuple[Outputs, float | None]]:

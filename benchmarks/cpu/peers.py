@@ -1,6 +1,6 @@
 """A workload as a peer does it: rows of diffusers' modules, guidance, diffusers' scheduler, decoding."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,14 @@ from cpu.workspace import (
     PROMPT,
     SCHEDULER,
     WORDS,
+    Outputs,
     Workspace,
+    control_folders,
     noise,
     picture,
     region_box,
     region_prompt,
 )
-
-Outputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -151,11 +151,6 @@ def _denoiser_inputs(workspace: Workspace, workload: Workload, dtype: str) -> In
 def _latents_to_decode(workload: Workload, side: int) -> Tensor:
     """Of the size that the decoder was trained for: noise of variance one, in the sampler's scale."""
     return noise(workload, side) * 0.18215
-
-
-def control_folders(workload: Workload) -> list[str]:
-    """In the model's folder."""
-    return ["controlnet", "controlnet-2"][: workload.controlnets]
 
 
 def word_columns(model: Path) -> list[int]:

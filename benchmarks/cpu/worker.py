@@ -18,10 +18,9 @@ from typing import Any, TextIO
 
 import torch
 
-from cpu.peers import Outputs
 from cpu.systems import SYSTEMS
 from cpu.workloads import WORKLOADS
-from cpu.workspace import Workspace
+from cpu.workspace import Outputs, Workspace
 
 
 class Server:

@@ -19,10 +19,14 @@ from cpu.workloads import REGIONS, Workload
 PROMPT = "a red circle left of a blue star"
 WORDS = ("circle", "star")
 GUIDANCE = 7.5
+CONTROL_SCALE = 0.5
 SCHEDULER = {**ARCHITECTURES["sd15"].scheduler, "timestep_spacing": "trailing"}
 """Trailing, so that a schedule of one step begins with noise, and its result is all the model's output."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Outputs = Mapping[str, Tensor]
+"""What a system computed, by name."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,11 @@ class Workspace:
             torch.save(encode_texts(model), model / "texts.pt")
         if workload.controlnets > 1 and not (model / "controlnet-2").exists():
             _second_controlnet(model)
+
+
+def control_folders(workload: Workload) -> list[str]:
+    """In the model's folder."""
+    return ["controlnet", "controlnet-2"][: workload.controlnets]
 
 
 def _second_controlnet(model: Path) -> None:

@@ -3,10 +3,9 @@ weights themselves."""
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class PackedWeights:
         self._stand_ins = WeakTensorKeyDictionary()
         self._digests = WeakTensorKeyDictionary()
         self._network: PackedNetwork | None = None
-        self._stored: dict[int, Callable[[], Tensor]] = {}
+        self._stored: dict[int, tuple[StoredWeights, str]] = {}
 
     def __len__(self) -> int:
         """How many matrices are packed."""
@@ -52,7 +51,7 @@ class PackedWeights:
         with self._lock:
             given = {key: self._stand_in(stored, key) for key in stored}
             matrices = {key: weight for key, weight in given.items() if weight.is_meta}
-            self._stored = {storage_of(weight): partial(stored.__getitem__, key) for key, weight in matrices.items()}
+            self._stored = {storage_of(weight): (stored, key) for key, weight in matrices.items()}
             self._network = PackedNetwork(
                 {id(weight): self._source(stored, key) for key, weight in matrices.items()},
                 list(matrices.values()),
@@ -70,7 +69,12 @@ class PackedWeights:
     def values(self, view: Tensor) -> Tensor | None:
         """All values of the matrix that stands behind a view, of the network that is being recorded. None for others."""
         found = self._stored.get(storage_of(view))
-        return None if found is None else found()
+        return None if found is None else found[0][found[1]]
+
+    def stored(self, view: Tensor) -> Tensor | None:
+        """`values` as they are stored, none of which is read here."""
+        found = self._stored.get(storage_of(view))
+        return None if found is None else found[0].stored[found[1]]
 
     def matrix(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool = False) -> "_core.PackedWeights":
         """The packed product with weights [N, K] or of convolutions [N, C, kh, kw], their rows one after another.

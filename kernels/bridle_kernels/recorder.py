@@ -62,11 +62,17 @@ class Program:
 class Recorder:
     """An `Executor` that writes a program. Tensors that it gives out have no values.
 
-    values: of weights that have none, by any view of them; None for what is no weight.
+    values: of weights that have none, by any view of them; None for what is no weight. stored: the same before they are
+    converted.
     """
 
-    def __init__(self, values: Callable[[Tensor], Tensor | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        values: Callable[[Tensor], Tensor | None] = lambda _: None,
+        stored: Callable[[Tensor], Tensor | None] = lambda _: None,
+    ) -> None:
         self._values = values
+        self._stored = stored
         self._plan = _core.Plan()
         self._program = Program(self._plan)
         self._buffers: dict[int, int] = {}
@@ -168,7 +174,8 @@ class Recorder:
         self._plan.time_embedding(*places, cosines_first=cosines_first)
 
     def embedding(self, ids: Tensor, tokens: Tensor, positions: Tensor, out: Tensor) -> None:
-        self._plan.embedding(*(self._place(tensor) for tensor in (ids, tokens, positions, out)))
+        places = [self._place(tensor) for tensor in (ids, self._table(tokens), positions, out)]
+        self._plan.embedding(*places)
 
     def end_token(self, x: Tensor, ids: Tensor, out: Tensor, *, end: int | None) -> None:
         self._plan.end_token(self._place(x), self._place(ids), self._place(out), end=end)
@@ -201,6 +208,13 @@ class Recorder:
             raise NotRecordableError("an operation that no kernel of the core does")
         self.keep(values)
         return self._constant(tensor, values.data_ptr())
+
+    def _table(self, tokens: Tensor) -> Tensor:
+        """The table itself, or what of it is stored in float32: the kernel converts the rows that it reads."""
+        stored = self._stored(tokens)
+        if stored is None or stored.dtype != torch.float32 or stored.shape != tokens.shape:
+            return tokens
+        return stored
 
     def _constant(self, tensor: Tensor, address: int) -> int:
         """The buffer of a tensor whose storage begins at an address."""

@@ -154,6 +154,15 @@ def test_embedding(dtype: torch.dtype) -> None:
     assert torch.equal(ours, embedding(ids, tokens, positions))
 
 
+def test_a_float32_table_is_rounded_where_it_is_read() -> None:
+    tokens, positions = rand(9, 30, 37), rand(10, 8, 37).bfloat16()
+    ids = torch.randint(0, 30, (3, 7), generator=torch.Generator().manual_seed(11))
+    ours = computed(lambda p, out: _core.embedding(p, ids, tokens, positions, out), torch.bfloat16, 3, 7, 37)
+    assert torch.equal(ours, embedding(ids, tokens.bfloat16(), positions))
+    with pytest.raises(ValueError, match="positions has another dtype"):
+        _core.embedding(_core.ThreadPool(1), ids, tokens, positions.float(), torch.zeros(3, 7, 37).bfloat16())
+
+
 def test_ids_that_there_are_not_are_refused() -> None:
     pool, tokens, out = _core.ThreadPool(1), torch.zeros(30, 4), torch.zeros(1, 2, 4)
     for bad in (-1, 30):

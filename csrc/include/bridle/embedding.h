@@ -9,7 +9,8 @@
 
 namespace bridle {
 
-// out[r, n] = tokens[ids[r, n]] + positions[n], float32 or bfloat16.
+// out[r, n] = tokens[ids[r, n]] + positions[n], float32 or bfloat16. A float32 table of a bfloat16 sum is rounded where
+// it is read: few rows of it are, so nobody converts and keeps all of them.
 struct Embedding {
   const int64_t* ids = nullptr;     // [rows, length]
   const void* tokens = nullptr;     // [vocabulary, channels]
@@ -17,6 +18,7 @@ struct Embedding {
   void* out = nullptr;              // [rows, length, channels]
   int64_t rows = 0, length = 0, channels = 0, vocabulary = 0;
   Dtype dtype = Dtype::kFloat32;
+  Dtype table = Dtype::kFloat32;  // of tokens
 };
 
 // Throws std::invalid_argument for what does not fit.

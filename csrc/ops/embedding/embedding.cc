@@ -12,14 +12,15 @@
 namespace bridle {
 namespace {
 
-template <class Element>
+template <class Table, class Element>
 void embed(const Embedding& a, int64_t place) {
   using Stored = typename Element::Stored;
-  const auto* const token = static_cast<const Stored*>(a.tokens) + a.ids[place] * a.channels;
+  const auto* const token = static_cast<const typename Table::Stored*>(a.tokens) + a.ids[place] * a.channels;
   const auto* const position = static_cast<const Stored*>(a.positions) + place % a.length * a.channels;
   auto* const out = static_cast<Stored*>(a.out) + place * a.channels;
   for (int64_t c = 0; c < a.channels; ++c) {
-    out[c] = Element::narrow(Element::widen(token[c]) + Element::widen(position[c]));
+    const float rounded = Element::widen(Element::narrow(Table::widen(token[c])));
+    out[c] = Element::narrow(rounded + Element::widen(position[c]));
   }
 }
 
@@ -42,8 +43,10 @@ Embedding embedding_of(const Strided& ids, const Strided& tokens, const Strided&
   }
   check_compact("ids", ids, Dtype::kInt64, ids.shape);
   check_compact("tokens", tokens, tokens.dtype, tokens.shape);
-  check_compact("positions", positions, tokens.dtype, positions.shape);
-  check_compact("out", out, tokens.dtype, {ids.shape[0], length, channels});
+  const Dtype dtype = tokens.dtype == Dtype::kFloat32 ? out.dtype : tokens.dtype;
+  check_floats("out", out);
+  check_compact("positions", positions, dtype, positions.shape);
+  check_compact("out", out, dtype, {ids.shape[0], length, channels});
   return {static_cast<const int64_t*>(ids.data),
           tokens.data,
           positions.data,
@@ -52,6 +55,7 @@ Embedding embedding_of(const Strided& ids, const Strided& tokens, const Strided&
           length,
           channels,
           tokens.shape[0],
+          dtype,
           tokens.dtype};
 }
 
@@ -65,9 +69,11 @@ void embedding(const Embedding& a, ThreadPool& pool) {
   }
   pool.run(count, [&](int64_t place) {
     if (a.dtype == Dtype::kFloat32) {
-      embed<Float32>(a, place);
+      embed<Float32, Float32>(a, place);
+    } else if (a.table == Dtype::kFloat32) {
+      embed<Float32, BFloat16>(a, place);
     } else {
-      embed<BFloat16>(a, place);
+      embed<BFloat16, BFloat16>(a, place);
     }
   });
 }

@@ -61,7 +61,7 @@ def record_network(
     name: Hashable, weights: Weights, network: Network, packed: PackedWeights, inputs: Sequence[Tensor]
 ) -> Program:
     """A network for inputs of the same shapes and dtypes, in that order. The program keeps the weights."""
-    recorder = Recorder(packed.values)
+    recorder = Recorder(packed.values, packed.stored)
     recorder.keep(weights)
     stand_ins = [recorder.input(str(place), tensor.shape, tensor.dtype) for place, tensor in enumerate(inputs)]
     with packed.network(weights, str(name)) as given:

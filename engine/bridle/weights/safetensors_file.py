@@ -4,6 +4,7 @@ A mapped file must not be overwritten while a model uses it; replacing it by a n
 """
 
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ MAX_HEADER = 16 * 1024 * 1024
 MAX_TENSORS = 100_000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_DTYPES = {**_FLOATS, **_INTEGERS, "BOOL": torch.bool}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +81,28 @@ def read_stored(path: Path, name: str, dtype: torch.dtype | None) -> Iterator[tu
     header = read_header(path, name)
     _refuse_too_large(path, name, header, dtype)
     try:
-        file_is = file_numbers(path.stat())
-        with safe_open(str(path), framework="pt") as file:
-            for key, stored in header.items():
-                tensor = file.get_tensor(key)
-                remember_place(tensor, StoredBytes(path, file_is, stored.begin, stored.end))
-                yield key, tensor
+        with safe_open(str(path), framework="pt"), path.open("rb") as file:
+            file_is = file_numbers(os.fstat(file.fileno()))
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, SafetensorError) as problem:
         raise ModelLoadError(name, "is not a valid safetensors file") from problem
+    for key, stored in header.items():
+        if stored.end > len(pages):
+            raise ModelLoadError(name, "changed while it was being read")
+        tensor = _view(pages, stored)
+        remember_place(tensor, StoredBytes(path, file_is, stored.begin, stored.end))
+        yield key, tensor
+
+
+def _view(pages: mmap.mmap, stored: StoredTensor) -> torch.Tensor:
+    """A tensor in the mapping, none of which is read: `safe_open` reads the first page of each, and its neighbours."""
+    dtype = _DTYPES[stored.kind]
+    if stored.begin == stored.end:
+        return torch.empty(stored.shape, dtype=dtype)
+    if stored.begin % dtype.itemsize:
+        return torch.frombuffer(bytearray(pages[stored.begin : stored.end]), dtype=dtype).view(stored.shape)
+    count = (stored.end - stored.begin) // dtype.itemsize
+    return torch.frombuffer(pages, dtype=dtype, count=count, offset=stored.begin).view(stored.shape)
 
 
 def in_dtype(
