@@ -94,7 +94,7 @@ class Session:
         """A system whose outputs are right, or None and a word in the report."""
         process: Process | None = None
         try:
-            if SYSTEMS[name].runtime in EXPORTERS:
+            if SYSTEMS[name].graphs or SYSTEMS[name].runtime in EXPORTERS:
                 run_to_end("export", self._workspace, self._workload, name, self._threads)
             process = Process(self._workspace, self._workload, name, self._threads)
             started = process.started()

@@ -1,12 +1,14 @@
 """A workload as Bridle does it: requests, and the seconds that their results report."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import bridle
+import bridle_exporters
 from cpu.systems import System
 from cpu.workloads import REGIONS, Workload
 from cpu.workspace import (
@@ -29,7 +31,8 @@ from cpu.workspace import (
 def build(workspace: Workspace, workload: Workload, system: System) -> Callable[[], tuple[Outputs, float | None]]:
     """What one round runs: outputs, and seconds of denoising and decoding (None: those of the whole call)."""
     assert system.backend is not None
-    engine = bridle.load(workspace.model(workload), backend=system.backend, dtype=system.dtype)
+    model = graphs(workspace, workload) if system.graphs else workspace.model(workload)
+    engine = bridle.load(model, backend=system.backend, dtype=system.dtype)
     side = workspace.side(workload)
     if not workload.steps:
         latents = (noise(workload, side) * 0.18215).to(DTYPES[system.dtype])
@@ -43,6 +46,29 @@ def build(workspace: Workspace, workload: Workload, system: System) -> Callable[
         return outputs(results, workload), timings["denoise"] + (timings["decode"] if workload.decodes else 0.0)
 
     return run
+
+
+def graphs(workspace: Workspace, workload: Workload) -> Path:
+    """The exported folder of a workload's model, with its ControlNets and only the features that it asks for."""
+    return workspace.exported("graphs", "-".join([workload.family, *control_folders(workload), *_features(workload)]))
+
+
+def export(workspace: Workspace, workload: Workload) -> None:
+    """Writes `graphs` where they are missing."""
+    out, model = graphs(workspace, workload), workspace.model(workload)
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        controls = [model / folder for folder in control_folders(workload)]
+        bridle_exporters.export(model, out, controls=controls, features=_features(workload))
+
+
+def _features(workload: Workload) -> list[str]:
+    asked = {
+        "residuals": workload.controlnets > 0,
+        "regions": workload.region_mode == "attention",
+        "maps": workload.capture,
+    }
+    return [name for name, wanted in asked.items() if wanted]
 
 
 def request(workload: Workload, side: int, own_noise: Tensor) -> bridle.Request:

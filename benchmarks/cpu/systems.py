@@ -25,6 +25,11 @@ class System:
         """Whether it is what the benchmark is about."""
         return self.backend == "cpu"
 
+    @property
+    def graphs(self) -> bool:
+        """Whether it is Bridle on an exported folder."""
+        return self.backend == "ort"
+
     def gib(self, workload: Workload) -> float:
         """An estimate of its memory, GiB."""
         width = 4 if self.dtype == "float32" else 2
@@ -44,6 +49,7 @@ SYSTEMS: Mapping[str, System] = {
     "openvino-bf16": System("OpenVINO bf16", "openvino", "bfloat16", copies=3.0),
     "bridle-fp32": System("Bridle fp32", "bridle", "float32", "cpu", copies=2.2),
     "onnxruntime-fp32": System("ONNX Runtime fp32", "onnxruntime", "float32", copies=2.2),
+    "bridle-ort-fp32": System("Bridle's graphs in ONNX Runtime fp32", "bridle", "float32", "ort", copies=2.2),
     "bridle-fp32-avx512": System(
         "Bridle fp32, AVX-512", "bridle", "float32", "cpu", copies=2.2, environment={"BRIDLE_FORCE_ISA": "avx512"}
     ),

@@ -82,6 +82,19 @@ def build(workspace: Workspace, workload: str, system: str, notes: dict[str, str
     return lambda: (run(), None)
 
 
+def export(workspace: Workspace, workload: str, system: str) -> None:
+    """Writes the files that a system reads."""
+    chosen = SYSTEMS[system]
+    if chosen.runtime == "bridle":
+        from cpu import ours
+
+        ours.export(workspace, WORKLOADS[workload])
+        return
+    from cpu import peers
+
+    peers.export(workspace, workload, WORKLOADS[workload], chosen)
+
+
 def serve(commands: TextIO, answers: TextIO, start: Callable[[], Server]) -> None:
     """Problems are answers too."""
 
@@ -120,9 +133,7 @@ def main() -> None:
         workspace.prepare(workload)
         return
     if arguments.command == "export":
-        from cpu.peers import export
-
-        export(workspace, arguments.workload, workload, SYSTEMS[arguments.system])
+        export(workspace, arguments.workload, arguments.system)
         return
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(sys.stderr.fileno(), 1)  # what libraries print is no answer

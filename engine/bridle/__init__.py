@@ -3,6 +3,7 @@
 import logging
 from importlib.metadata import PackageNotFoundError, version
 
+from bridle.backends.onnx_runtime.options import OrtOptions
 from bridle.engine import Engine, load
 from bridle.errors import (
     BridleError,
@@ -40,6 +41,7 @@ __all__ = [
     "LocalBlend",
     "ModelLoadError",
     "NumericFault",
+    "OrtOptions",
     "PromptEdit",
     "Region",
     "Request",

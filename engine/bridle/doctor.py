@@ -8,6 +8,7 @@ import torch
 
 import bridle
 from bridle.backends.choose import BACKENDS, automatic, choose_device, choose_dtype, unavailable, unserved
+from bridle.backends.onnx_runtime import options
 from bridle.engine import POCKET
 from bridle.rows import Primitive
 
@@ -17,6 +18,7 @@ def report() -> Iterator[str]:
     yield f"bridle {bridle.__version__}, Python {platform.python_version()}, PyTorch {torch.__version__}"
     yield f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, PyTorch uses {_torch_isa()}"
     yield f"native ops: {_native_ops()}"
+    yield f"ONNX Runtime: {_onnx_runtime()}"
     yield from _gpus()
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
@@ -50,6 +52,11 @@ def _native_ops() -> str:
         return f"{_core.active_isa()}, of {', '.join(_core.available_isas())}"
     except (ImportError, ValueError) as problem:
         return f"not usable: {problem}"
+
+
+def _onnx_runtime() -> str:
+    reason = options.unavailable()
+    return reason or f"{options.ort_version()}, providers {options.listed_providers()}"
 
 
 def _gpus() -> Iterator[str]:

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from bridle.backends.choose import choose_backend, choose_device, choose_dtype
+from bridle.backends.choose import check_name, choose_backend, choose_device, choose_dtype
+from bridle.backends.onnx_runtime.open_graphs import graph_dtype
+from bridle.backends.onnx_runtime.options import OrtOptions
 from bridle.backends.reference import ReferenceBackend
 from bridle.decoding import decode_result
 from bridle.errors import BridleError, RequestError
@@ -25,7 +27,15 @@ from bridle.result import BatchError, Result
 from bridle.sampler import Observer, denoise
 from bridle.text_rows import lower_text
 from bridle.track import Track
-from bridle.weights import IPAdapter, load_adapter, load_controlnet, load_ip_adapter, load_model
+from bridle.weights import (
+    IPAdapter,
+    holds_graphs,
+    load_adapter,
+    load_controlnet,
+    load_graphs,
+    load_ip_adapter,
+    load_model,
+)
 
 POCKET = Path(__file__).parent / "assets" / "pocket"
 """The model that `load` takes without an argument, where the installation carries it."""
@@ -42,15 +52,23 @@ def load(
     variant: str | None = None,
     tokenizer: str | Path | None = None,
     prediction_type: str | None = None,
+    ort: OrtOptions | None = None,
 ) -> "Engine":
-    """Loads a model folder, a single-file checkpoint or a cached Hugging Face id.
+    """Loads a model folder, a single-file checkpoint, an exported folder or a cached Hugging Face id.
 
     variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none.
-    prediction_type: "epsilon" or "v_prediction", for single files, which do not say. Raises ModelLoadError,
-    UnsupportedError and RequestError. Never touches the network.
+    prediction_type: "epsilon" or "v_prediction", for single files, which do not say. ort: of backend "ort", which runs
+    exported folders and which "auto" takes where there are graphs and no weights. Raises ModelLoadError, UnsupportedError
+    and RequestError. Never touches the network.
     """
+    check_name(backend)
     path = _default_model() if model is None else model
     chosen_device = choose_device(device)
+    if backend == "ort" or holds_graphs(path):
+        for field, value in (("variant", variant), ("prediction_type", prediction_type)):
+            if value is not None:
+                raise RequestError(field, value, "None: an exported folder has one kind of graphs")
+        return _load_graphs(path, backend, chosen_device, dtype, tokenizer, ort)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     loaded = load_model(
         path,
@@ -67,7 +85,26 @@ def load(
         tokenizer=None if tokenizer is None else str(tokenizer),
         prediction_type=prediction_type,
     )
-    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype), Path(path), loading)
+    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype, ort), Path(path), loading)
+
+
+def _load_graphs(
+    path: str | Path,
+    backend: str,
+    device: torch.device,
+    dtype: str | torch.dtype,
+    tokenizer: str | Path | None,
+    options: OrtOptions | None,
+) -> "Engine":
+    """dtype: "auto" is that of the graphs."""
+    loaded = load_graphs(path, tokenizer=tokenizer)
+    chosen = choose_dtype(graph_dtype(loaded.unet) if dtype == "auto" else dtype, device)
+    loading = Loading(
+        model=str(path),
+        dtype=str(chosen).removeprefix("torch."),
+        tokenizer=None if tokenizer is None else str(tokenizer),
+    )
+    return Engine(choose_backend(backend, loaded, device, chosen, options), Path(path), loading)
 
 
 def _default_model() -> Path:
@@ -177,7 +214,8 @@ def resolve_control(model: Path, name: str | Path) -> str | Path:
         return name
     short = str(name)
     if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):
-        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", f"ip-adapter-{short}", short):
+        exported = (f"{kind}/{short}" for kind in ("controlnet", "t2i_adapter", "ip_adapter"))
+        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", f"ip-adapter-{short}", *exported, short):
             if (model / folder).is_dir():
                 return model / folder
     return name

@@ -17,10 +17,8 @@ def stack_context(rows: Sequence[tuple[KV, ...] | None]) -> ContextSegment:
     places = {key: place for place, key in enumerate(unique)}
     lengths = [kv[0].k.shape[1] if kv else 0 for kv in unique.values()]
     longest = max(lengths)
-    sites = tuple(
-        KV(_stack_padded([kv.k for kv in site], longest), _stack_padded([kv.v for kv in site], longest))
-        for site in zip(*unique.values(), strict=True)
-    )
+    stacked: dict[tuple[int, ...], KV] = {}
+    sites = tuple(_stack_site(site, longest, stacked) for site in zip(*unique.values(), strict=True))
     device = sites[0].k.device if sites else None
     reads = [-1 if row is None else places[id(row)] for row in rows]
     length = None
@@ -28,6 +26,15 @@ def stack_context(rows: Sequence[tuple[KV, ...] | None]) -> ContextSegment:
         length = torch.tensor([lengths[max(read, 0)] for read in reads], dtype=torch.int32, device=device)
     indices = None if reads == list(range(len(rows))) else torch.tensor(reads, dtype=torch.int32, device=device)
     return ContextSegment((ContextPiece(sites, length),), indices, indices)
+
+
+def _stack_site(site: tuple[KV, ...], length: int, stacked: dict[tuple[int, ...], KV]) -> KV:
+    """The keys and values of all rows at one site. stacked: what is made already, by the identity of its parts."""
+    key = tuple(map(id, site))
+    if key not in stacked:
+        k, v = (_stack_padded(part, length) for part in ([kv.k for kv in site], [kv.v for kv in site]))
+        stacked[key] = KV(k, v)
+    return stacked[key]
 
 
 def _stack_padded(tensors: Sequence[Tensor], length: int) -> Tensor:

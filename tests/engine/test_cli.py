@@ -60,6 +60,7 @@ def test_doctor_says_what_every_backend_serves_and_why_not(monkeypatch: pytest.M
     assert unserved("reference", Primitive.RESIDUALS) is None
     assert "P14" in str(unserved("reference", Primitive.WEIGHT_DELTAS))
     assert f"native ops: {active_isa()}" in outcome.output
+    assert "providers 'cpu'" in next(line for line in lines if line.startswith("ONNX Runtime: "))
     monkeypatch.setenv("BRIDLE_FORCE_ISA", "mmx")
     assert "not usable: BRIDLE_FORCE_ISA: got 'mmx'" in CliRunner().invoke(app, ["doctor"]).output
 

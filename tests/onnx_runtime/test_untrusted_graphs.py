@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridle.backends.onnx_runtime import graph_file, wire
-from bridle.backends.onnx_runtime.graph_file import external_arrays, read_graph
+from bridle.backends.onnx_runtime.graph_file import mapped, read_graph
 from bridle.errors import ModelLoadError
 
 LABEL = "unet/model.onnx"
@@ -76,9 +76,9 @@ def test_plain_model_is_read(tmp_path: Path) -> None:
     graph = read_graph(bad_graphs.write(tmp_path), LABEL)
     assert {name: (value.type, value.dims) for name, value in graph.inputs.items()} == {"x": ("float32", (None, 2))}
     assert graph.outputs["y"].dims == (None, 3)
-    (found,) = external_arrays(graph)
-    assert found[0].dims == (2, 3)
-    assert np.array_equal(np.frombuffer(found[1], np.float32), np.arange(6))
+    (found,) = graph.external
+    assert (found.dims, found.offset, found.length) == ((2, 3), 0, bad_graphs.BYTES)
+    assert np.array_equal(np.frombuffer(mapped(graph.data), np.float32), np.arange(6))
 
 
 @pytest.mark.parametrize("name", BAD_CONTENTS)

@@ -106,7 +106,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     cpu_networks.main(
         [
             *("--size", "tiny", "--threads", "1", "--rounds", "2", "--workspace", str(tmp_path / "workspace")),
-            *("--out", str(out), "--only", "step:bridle-fp32,eager-fp32"),
+            *("--out", str(out), "--only", "step:bridle-fp32,bridle-ort-fp32,eager-fp32"),
         ]
     )
     step = json.loads(out.read_text())["workloads"]["step"]

@@ -1,6 +1,5 @@
 """Which backend serves a model on a device."""
 
-import importlib.util
 import logging
 from collections.abc import Mapping
 
@@ -8,6 +7,8 @@ import torch
 
 from bridle.backends.cpu import CpuBackend
 from bridle.backends.cuda import CudaBackend
+from bridle.backends.onnx_runtime.options import OrtOptions
+from bridle.backends.ort import OrtBackend
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError, UnsupportedError
 from bridle.rows import Primitive
@@ -20,6 +21,7 @@ BACKENDS = ("cuda", "ort", "cpu", "reference")
 
 _CLASSES: Mapping[str, type[ReferenceBackend]] = {
     "cuda": CudaBackend,
+    "ort": OrtBackend,
     "cpu": CpuBackend,
     "reference": ReferenceBackend,
 }
@@ -27,11 +29,9 @@ _CLASSES: Mapping[str, type[ReferenceBackend]] = {
 
 def unavailable(name: str) -> str | None:
     """None, or why a backend cannot be used here."""
-    if name == "cuda" and importlib.util.find_spec("triton") is None:
-        return "Triton is not installed"
-    if name == "cuda" and not torch.cuda.is_available():
-        return "PyTorch sees no GPU here"
-    return None if name in _CLASSES else "this version of bridle has no implementation of it"
+    if name not in _CLASSES:
+        return "this version of bridle has no implementation of it"
+    return _CLASSES[name].unavailable()
 
 
 def unfit(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -49,17 +49,33 @@ def unserved(name: str, primitive: Primitive) -> str | None:
     return unavailable(name) or _CLASSES[name].supports(frozenset({primitive}))
 
 
-def choose_backend(name: str, model: Model, device: torch.device, dtype: torch.dtype) -> ReferenceBackend:
-    """The named backend, or the first that is available for "auto". Raises RequestError and UnsupportedError."""
-    if name != "auto" and name not in BACKENDS:
-        raise RequestError("backend", name, "one of 'auto', " + ", ".join(repr(b) for b in BACKENDS))
+def choose_backend(
+    name: str, model: Model, device: torch.device, dtype: torch.dtype, options: OrtOptions | None = None
+) -> ReferenceBackend:
+    """The named backend, or the first that is available for "auto"; graphs in the place of weights leave only "ort".
+
+    options: of "ort". Raises RequestError, UnsupportedError and ModelLoadError.
+    """
+    check_name(name)
     if name == "auto":
-        name = automatic(device, dtype)
+        name = "ort" if model.exported else automatic(device, dtype)
         _log.info("backend: %s", name)
     reason = unfit(name, device, dtype)
+    if reason is None and model.exported and name != "ort":
+        reason = "the folder holds exported graphs and no weights; backend='ort' runs them"
     if reason is not None:
         raise UnsupportedError("this model", name, reason)
+    if name == "ort":
+        return OrtBackend(model, device, dtype, options)
+    if options is not None:
+        raise RequestError("ort", "options", f"None: the backend is '{name}'")
     return _CLASSES[name](model, device, dtype)
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError for a backend that does not exist."""
+    if name != "auto" and name not in BACKENDS:
+        raise RequestError("backend", name, "one of 'auto', " + ", ".join(repr(b) for b in BACKENDS))
 
 
 def choose_device(device: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The CUDA backend: the networks over Triton kernels, cuDNN and cuBLAS; a U-Net and its ControlNets are one CUDA graph."""
 
+import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
@@ -81,6 +82,13 @@ class CudaBackend(ReferenceBackend):
         self._lock = threading.Lock()
         for component in (model.unet, model.vae):
             keep_channels_last(component.tensors)
+
+    @staticmethod
+    def unavailable() -> str | None:
+        """None, or why it cannot be used in this installation."""
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        return None if torch.cuda.is_available() else "PyTorch sees no GPU here"
 
     @staticmethod
     def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:

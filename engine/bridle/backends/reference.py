@@ -14,13 +14,13 @@ from bridle.networks.configs import (
     AdapterConfig,
     ControlNetConfig,
     EncoderConfig,
-    LinearProjectionConfig,
     TaesdConfig,
     UNetConfig,
 )
 from bridle.networks.image_projection import ImageTokens, project_image
 from bridle.rows import KV, Primitive, Rows
 from bridle.weights import Component, IPAdapter, Model
+from bridle.weights.model import ExportedProjection
 from bridle_kernels.ops import Ops, ReferenceOps
 
 _ALWAYS = frozenset({Primitive.ADDITIVE_EMBEDDING, Primitive.STEP_TABLES, Primitive.LATENT_BLEND})
@@ -45,6 +45,11 @@ class ReferenceBackend:
         self.device = device
         self.dtype = dtype
         self.ops: Ops = ops or ReferenceOps()
+
+    @staticmethod
+    def unavailable() -> str | None:
+        """None, or why it cannot be used in this installation."""
+        return None
 
     @staticmethod
     def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -127,15 +132,11 @@ class ReferenceBackend:
         same B times over. As in diffusers (`encode_image`).
         """
         pixels = pixels.to(self.device, self.dtype)
-        if isinstance(adapter.projection.config, LinearProjectionConfig):
-            features = self._image_features("image_embeds", clip_vision.image_embeds, adapter, pixels)
+        features = self._image_features(adapter, pixels)
+        if adapter.kind == "base":
             blank = torch.zeros_like(features[:1])
         else:
-            penultimate = partial(clip_vision.hidden_states, skip=1)
-            features, blank = (
-                self._image_features("penultimate", penultimate, adapter, image)
-                for image in (pixels, torch.zeros_like(pixels[:1]))
-            )
+            blank = self._image_features(adapter, torch.zeros_like(pixels[:1]))
         tokens, empty = (self._image_tokens(adapter, part) for part in (features, blank))
         return ImageTokens(tokens, empty.expand_as(tokens))
 
@@ -151,9 +152,8 @@ class ReferenceBackend:
         """Mean and log-variance of the latents, [R, 4, h, w], in the sampler's scale; no variance for AutoencoderTiny."""
         config = self.model.vae.config
         if isinstance(config, TaesdConfig):
-            return self._autoencoder("tiny encoder", taesd.encode, config, image), None
-        moments = partial(self._autoencoder, "encoder", vae.vae_moments, config)
-        found = vae.moments_in_tiles(config, image, moments) if tiling else moments(image)
+            return self._encoded(image), None
+        found = vae.moments_in_tiles(config, image, self._encoded) if tiling else self._encoded(image)
         mean, log_variance = vae.split_moments(self.ops, config, found)
         factor = config.scaling_factor
         return mean * factor, log_variance.clamp(-30.0, 20.0) + 2.0 * math.log(factor)
@@ -162,10 +162,9 @@ class ReferenceBackend:
         """Images [R, 3, H, W] in about [-1, 1] from latents in the sampler's scale."""
         config = self.model.vae.config
         if isinstance(config, TaesdConfig):
-            return self._autoencoder("tiny decoder", taesd.decode, config, latents)
-        decode = partial(self._autoencoder, "decoder", vae.vae_decode, config)
+            return self._decoded(latents)
         latents = latents / config.scaling_factor
-        return vae.decode_in_tiles(config, latents, decode) if tiling else decode(latents)
+        return vae.decode_in_tiles(config, latents, self._decoded) if tiling else self._decoded(latents)
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
@@ -184,6 +183,20 @@ class ReferenceBackend:
         """`network(ops, weights, *inputs)`. Nothing but the name, the weights and the inputs may matter to the result."""
         return network(self.ops, weights, *inputs)
 
+    def _encoded(self, image: Tensor) -> Tensor:
+        """The encoder's output for an image or a tile: moments, latents of AutoencoderTiny."""
+        config = self.model.vae.config
+        if isinstance(config, TaesdConfig):
+            return self._autoencoder("tiny encoder", taesd.encode, config, image)
+        return self._autoencoder("encoder", vae.vae_moments, config, image)
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """The decoder's output for latents or a tile of them."""
+        config = self.model.vae.config
+        if isinstance(config, TaesdConfig):
+            return self._autoencoder("tiny decoder", taesd.decode, config, latents)
+        return self._autoencoder("decoder", vae.vae_decode, config, latents)
+
     def _autoencoder(
         self, name: str, network: Callable[[Ops, Weights, C, Tensor], Tensor], config: C, x: Tensor
     ) -> Tensor:
@@ -192,21 +205,25 @@ class ReferenceBackend:
 
         return self.run_network(name, self.model.vae.tensors, run, x)[0]
 
-    def _image_features(self, name: str, network: Callable[..., Tensor], adapter: IPAdapter, pixels: Tensor) -> Tensor:
+    def _image_features(self, adapter: IPAdapter, pixels: Tensor) -> Tensor:
+        """What the projection reads: [B, 1, F] image embeddings (base), or [B, N, F] penultimate hidden states."""
         encoder = adapter.image_encoder
+        base = adapter.kind == "base"
+        network = clip_vision.image_embeds if base else partial(clip_vision.hidden_states, skip=1)
 
         def run(ops: Ops, weights: Weights, pixels: Tensor) -> tuple[Tensor, ...]:
             return (network(ops, weights, encoder.config, pixels),)
 
-        return self.run_network(name, encoder.tensors, run, pixels)[0]
+        return self.run_network("image_embeds" if base else "penultimate", encoder.tensors, run, pixels)[0]
 
     def _image_tokens(self, adapter: IPAdapter, features: Tensor) -> Tensor:
-        projection = adapter.projection
+        config = adapter.projection.config
+        assert not isinstance(config, ExportedProjection), "weights do not go with a projection that is a graph"
 
         def run(ops: Ops, weights: Weights, features: Tensor) -> tuple[Tensor, ...]:
-            return (project_image(ops, weights, projection.config, features),)
+            return (project_image(ops, weights, config, features),)
 
-        return self.run_network("image tokens", projection.tensors, run, features)[0]
+        return self.run_network("image tokens", adapter.projection.tensors, run, features)[0]
 
     def _cross_kv(self, weights: Weights, config: EncoderConfig, context: Tensor) -> tuple[KV, ...]:
         def run(ops: Ops, weights: Weights, context: Tensor) -> tuple[Tensor, ...]:

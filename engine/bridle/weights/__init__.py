@@ -9,7 +9,8 @@ import torch
 from bridle.errors import ModelLoadError, RequestError
 from bridle.networks.configs import AdapterConfig, ControlNetConfig
 from bridle.weights.control_files import load_adapter_file, load_controlnet_file
-from bridle.weights.folder import load_component, load_folder
+from bridle.weights.exported import exported_component, exported_ip_adapter, is_exported, load_exported
+from bridle.weights.folder import confined, load_component, load_folder
 from bridle.weights.ip_adapter import adapter_file, load_ip_adapter_file
 from bridle.weights.model import Component, IPAdapter, Model
 from bridle.weights.single_file import load_single_file
@@ -18,8 +19,10 @@ __all__ = [
     "Component",
     "IPAdapter",
     "Model",
+    "holds_graphs",
     "load_adapter",
     "load_controlnet",
+    "load_graphs",
     "load_ip_adapter",
     "load_model",
     "locate",
@@ -53,6 +56,20 @@ def load_model(
     return load_folder(found, dtype, place, variant, tokenizer)
 
 
+def load_graphs(path: str | Path, *, tokenizer: str | Path | None = None) -> Model:
+    """The model of an exported folder or cached id, its networks as ONNX graphs. Raises ModelLoadError."""
+    found = locate(path)
+    if found.is_file():
+        raise ModelLoadError(found.name, "is a file of weights, wants a folder that `bridle export` has written")
+    return load_exported(found, tokenizer)
+
+
+def holds_graphs(path: str | Path) -> bool:
+    """Whether a model is a folder of ONNX graphs without weights. Raises ModelLoadError for a path that does not exist."""
+    found = locate(path)
+    return found.is_dir() and is_exported(found)
+
+
 def load_controlnet(
     path: str | Path, *, dtype: torch.dtype | None, device: torch.device, base: Model
 ) -> Component[ControlNetConfig]:
@@ -60,7 +77,10 @@ def load_controlnet(
     found = locate(path)
     if found.is_file():
         return load_controlnet_file(found, dtype, device, base)
-    component = load_component(found, "", ("ControlNetModel",), dtype, device)
+    if base.exported:
+        component = exported_component(found, "", ("ControlNetModel",))
+    else:
+        component = load_component(found, "", ("ControlNetModel",), dtype, device)
     unet = base.unet.config
     for field in ("cross_attention_dim", "block_out_channels", "layers", "added_dim"):
         got, want = getattr(component.config, field), getattr(unet, field)
@@ -76,6 +96,8 @@ def load_adapter(
     found = locate(path)
     if found.is_file():
         component = load_adapter_file(found, dtype, device)
+    elif base.exported:
+        component = exported_component(found, "", ("T2IAdapter",))
     else:
         component = load_component(found, "", ("T2IAdapter",), dtype, device)
     widths = set(base.unet.config.block_out_channels)
@@ -105,6 +127,8 @@ def load_ip_adapter(
     Raises ModelLoadError.
     """
     found = locate(path)
+    if base.exported and found.is_dir():
+        return exported_ip_adapter(confined(found, subfolder), base)
     if found.is_file() and (subfolder or weight_name):
         raise ModelLoadError(found.name, "is a file, wants a folder where subfolder or weight_name is given")
     file = found if found.is_file() else adapter_file(found, subfolder, weight_name)

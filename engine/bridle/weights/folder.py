@@ -1,6 +1,6 @@
 """Model folders in the layout of diffusers. Nothing in them is ever executed; class names go through fixed tables."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +51,20 @@ def load_folder(
     index = read_json(folder / "model_index.json", "model_index.json")
     unet_part = load_component(folder, "unet", ("UNet2DConditionModel",), dtype, device, variant)
     vae_part = load_component(folder, "vae", ("AutoencoderKL", "AutoencoderTiny"), dtype, device, variant)
-    names = [name for name in ("text_encoder", "text_encoder_2") if _listed(index, name)]
+    names = listed_encoders(index)
     encoders = tuple(
         load_component(folder, name, ("CLIPTextModel", "CLIPTextModelWithProjection"), dtype, device, variant)
         for name in names
     )
-    if not encoders:
-        raise ModelLoadError("model_index.json", "lists no text encoder")
-    tokenizers = tuple(_tokenizer(folder, name.replace("text_encoder", "tokenizer"), tokenizer) for name in names)
-    _check_context(unet_part.config, encoders)
-    check_vocabularies(tokenizers, tuple(encoder.config.vocab_size for encoder in encoders))
+    check_context(unet_part.config, encoders)
     return Model(
         name=folder.name,
         architecture=model_architecture(unet_part.config, len(encoders), unet_part.config.cross_attention_dim == 1024),
         unet=unet_part,
         vae=vae_part,
         text_encoders=encoders,
-        tokenizers=tokenizers,
-        scheduler=_scheduler(folder),
+        tokenizers=read_tokenizers(folder, names, encoders, tokenizer),
+        scheduler=read_scheduler(folder),
         force_zeros_for_empty_prompt=bool(
             index.get("force_zeros_for_empty_prompt", unet_part.config.added_dim is not None)
         ),
@@ -84,16 +80,10 @@ def load_component(
     variant: str | None = None,
 ) -> Component[Any]:
     """One network of a folder; name "" is the folder itself. Raises ModelLoadError."""
-    label = f"{name}/config.json" if name else "config.json"
     path = confined(folder, name)
-    config = read_json(path / "config.json", label)
-    kind = _class_name(config, label)
-    if kind not in classes:
-        raise ModelLoadError(label, f"is of class {ascii(kind)[:60]}, wants one of {', '.join(classes)}")
+    kind, config = network_config(folder, name, classes)
     config_type, tensor_shapes = NETWORKS[kind]
-    if kind.startswith("CLIP"):
-        config = {**config, "architectures": [kind]}
-    parsed = config_type.from_dict(config, label)
+    parsed = config_type.from_dict(config, f"{name}/config.json" if name else "config.json")
     tensors: dict[str, Tensor] = {}
     for file in _weight_files(path, name, variant):
         shown = f"{name}/{file.name}" if name else file.name
@@ -101,6 +91,16 @@ def load_component(
             tensors[_published_name(key, kind)] = tensor
     kept = checked(tensors, tensor_shapes(parsed), name or folder.name)
     return Component(parsed, in_dtype(kept, dtype, device), name or folder.name)
+
+
+def network_config(folder: Path, name: str, classes: tuple[str, ...]) -> tuple[str, Mapping[str, object]]:
+    """Class and configuration of a network of a folder; name "" is the folder itself. Raises ModelLoadError."""
+    label = f"{name}/config.json" if name else "config.json"
+    config = read_json(confined(folder, name) / "config.json", label)
+    kind = _class_name(config, label)
+    if kind not in classes:
+        raise ModelLoadError(label, f"is of class {ascii(kind)[:60]}, wants one of {', '.join(classes)}")
+    return kind, {**config, "architectures": [kind]} if kind.startswith("CLIP") else config
 
 
 def checked(tensors: Mapping[str, Tensor], expected: Shapes, name: str) -> Mapping[str, Tensor]:
@@ -136,6 +136,14 @@ def _root(folder: Path) -> Path:
         if parent.parent.name == "snapshots" and parent.parent.parent.name.startswith("models--"):
             return parent.parent.parent
     return folder
+
+
+def listed_encoders(index: Mapping[str, object]) -> list[str]:
+    """The text encoders that a model_index.json lists, at least one. Raises ModelLoadError."""
+    names = [name for name in ("text_encoder", "text_encoder_2") if _listed(index, name)]
+    if not names:
+        raise ModelLoadError("model_index.json", "lists no text encoder")
+    return names
 
 
 def _listed(index: Mapping[str, object], name: str) -> bool:
@@ -199,7 +207,8 @@ def model_architecture(config: UNetConfig, encoders: int, open_clip: bool) -> st
     return "sd2" if open_clip else "sd1"
 
 
-def _check_context(config: UNetConfig, encoders: tuple[Component[Any], ...]) -> None:
+def check_context(config: UNetConfig, encoders: tuple[Component[Any], ...]) -> None:
+    """Raises ModelLoadError where the text encoders do not give what the U-Net reads."""
     width = sum(encoder.config.width for encoder in encoders)
     if width != config.cross_attention_dim:
         raise ModelLoadError(
@@ -207,7 +216,8 @@ def _check_context(config: UNetConfig, encoders: tuple[Component[Any], ...]) -> 
         )
 
 
-def _scheduler(folder: Path) -> Mapping[str, object]:
+def read_scheduler(folder: Path) -> Mapping[str, object]:
+    """The scheduler's configuration with its `_class_name`. Raises ModelLoadError."""
     label = "scheduler/scheduler_config.json"
     config = dict(read_json(confined(folder, "scheduler") / "scheduler_config.json", label))
     if str(config.get("_class_name")) not in SCHEDULER_CLASSES:
@@ -219,5 +229,11 @@ def _scheduler(folder: Path) -> Mapping[str, object]:
     return config
 
 
-def _tokenizer(folder: Path, name: str, given: str | Path | None) -> Any:
-    return read_tokenizer(confined(folder, name) if given is None else Path(given), name)
+def read_tokenizers(
+    folder: Path, names: Sequence[str], encoders: Sequence[Component[Any]], given: str | Path | None
+) -> tuple[Any, ...]:
+    """One per text encoder, whose names they are found by. given: a folder instead of them. Raises ModelLoadError."""
+    places = [name.replace("text_encoder", "tokenizer") for name in names]
+    found = tuple(read_tokenizer(confined(folder, place) if given is None else Path(given), place) for place in places)
+    check_vocabularies(found, tuple(encoder.config.vocab_size for encoder in encoders))
+    return found

@@ -35,7 +35,7 @@ class Model:
     """A model that can be sampled. architecture: "sd1", "sd2" or "sdxl". scheduler: its configuration with `_class_name`.
 
     tokenizers: one transformers CLIPTokenizer per text encoder. force_zeros_for_empty_prompt: SDXL's rule for a
-    missing negative prompt.
+    missing negative prompt. exported: whether its networks are ONNX graphs, `weights.exported.ExportedWeights`.
     """
 
     name: str
@@ -46,6 +46,15 @@ class Model:
     tokenizers: tuple[Any, ...]
     scheduler: Mapping[str, object]
     force_zeros_for_empty_prompt: bool
+    exported: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedProjection:
+    """All that is known of an image projection inside a graph. kind: "base", "plus" or "full"."""
+
+    kind: str
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +66,7 @@ class IPAdapter:
     was loaded from.
     """
 
-    projection: Component[ImageProjectionConfig]
+    projection: Component[ImageProjectionConfig] | Component[ExportedProjection]
     attention: Mapping[str, Tensor]
     image_encoder: Component[VisionConfig]
     image_encoder_folder: Path
@@ -65,6 +74,8 @@ class IPAdapter:
     @property
     def kind(self) -> str:
         """ "base", "plus" (plus-face too) or "full"."""
+        if isinstance(self.projection.config, ExportedProjection):
+            return self.projection.config.kind
         if isinstance(self.projection.config, LinearProjectionConfig):
             return "base"
         return "full" if isinstance(self.projection.config, MlpProjectionConfig) else "plus"

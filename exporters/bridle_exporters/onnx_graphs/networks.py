@@ -21,6 +21,7 @@ from bridle.networks.layout import encoder_layout
 from bridle.networks.trunk import Site, time_width
 from bridle.rows import KV, Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows, SiteTerms
 from bridle.weights import Component, IPAdapter
+from bridle.weights.model import ExportedProjection
 from bridle_exporters.onnx_graphs.attention import MapOutput
 from bridle_exporters.onnx_graphs.graph import Graph, Value
 from bridle_exporters.onnx_graphs.ops import OnnxOps
@@ -187,6 +188,7 @@ def image_encoder(graph: Graph, adapter: IPAdapter) -> None:
 def image_tokens(graph: Graph, adapter: IPAdapter) -> None:
     """Features -> tokens of cross-attention."""
     config = adapter.projection.config
+    assert not isinstance(config, ExportedProjection)
     features: Any = graph.input("image_features", ("batch", "features", config.image_dim))
     tokens = image_projection.project_image(_ops(graph), adapter.projection.tensors, config, features)
     graph.output("image_tokens", _value(tokens), ("batch", "tokens", config.context_dim))

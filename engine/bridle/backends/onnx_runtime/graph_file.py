@@ -7,7 +7,7 @@ import math
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ MAX_BYTES = 2**31 - 1
 MAX_NODES = 200_000
 MAX_DEPTH = 8
 MAX_RANK = 8
-DATA_SUFFIX = "_data"
-"""The one file of weights that a graph may have beside it: its own name with this suffix."""
+DATA = "model.onnx_data"
+"""The one file of weights that graphs may have beside them; those of one folder share it."""
 
 _STANDARD = ("", "ai.onnx")
 _CONTRIB = "com.microsoft"
@@ -84,7 +84,7 @@ class GraphFile:
     @property
     def data(self) -> Path:
         """Where its external weights are."""
-        return self.path.with_name(self.path.name + DATA_SUFFIX)
+        return self.path.with_name(DATA)
 
     @property
     def weight_bytes(self) -> int:
@@ -101,7 +101,7 @@ def read_graph(path: Path, label: str) -> GraphFile:
     if not 0 < size <= MAX_BYTES:
         raise ModelLoadError(label, f"has {size} bytes, wants 1 to {MAX_BYTES}")
     try:
-        return _Reader(path, label).read(Message(_mapped(path), Budget()))
+        return _Reader(path, label).read(Message(mapped(path), Budget()))
     except WireError as problem:
         raise ModelLoadError(label, f"is not an ONNX model: {problem}") from None
 
@@ -208,12 +208,9 @@ class _Reader:
             if key not in _EXTERNAL_KEYS or key in entries:
                 raise ModelLoadError(self._label, f"has an unknown or repeated key {_shown(key)}", name[:120])
             entries[key] = entry.text(2)
-        wanted = self._path.name + DATA_SUFFIX
-        if entries.get("location") != wanted:
+        if entries.get("location") != DATA:
             got = _shown(entries.get("location", ""))
-            raise ModelLoadError(
-                self._label, f"has its values in {got}, wants them in '{wanted}' beside it", name[:120]
-            )
+            raise ModelLoadError(self._label, f"has its values in {got}, wants them in '{DATA}' beside it", name[:120])
         offset, given = (_number(entries.get(key, default)) for key, default in (("offset", "0"), ("length", "")))
         if offset is None or given != length:
             raise ModelLoadError(
@@ -248,8 +245,8 @@ class _Reader:
 
 def _check_data(path: Path, label: str, tensors: tuple[ExternalTensor, ...]) -> None:
     """Raises ModelLoadError for a file of weights that is not one of its own, or too short."""
-    shown = label + DATA_SUFFIX
-    size = _regular_size(path.with_name(path.name + DATA_SUFFIX), shown)
+    shown = f"{label.rpartition('/')[0]}/{DATA}"
+    size = _regular_size(path.with_name(DATA), shown)
     for tensor in tensors:
         if tensor.offset + tensor.length > size:
             end = tensor.offset + tensor.length
@@ -269,7 +266,7 @@ def _regular_size(path: Path, label: str) -> int:
     return found.st_size
 
 
-def _mapped(path: Path) -> memoryview:
+def mapped(path: Path) -> memoryview:
     """The bytes of a file that is not empty. The mapping ends with the last view of it."""
     with path.open("rb") as file:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -282,14 +279,3 @@ def _number(text: str) -> int | None:
 
 def _shown(text: str) -> str:
     return ascii(text[:60])
-
-
-def external_arrays(graph: GraphFile) -> Iterator[tuple[ExternalTensor, memoryview]]:
-    """The weights beside a graph as parts of one read-only mapping of the file."""
-    if not graph.external:
-        return
-    mapped = _mapped(graph.data)
-    for tensor in graph.external:
-        if tensor.offset + tensor.length > len(mapped):
-            raise ModelLoadError(graph.label + DATA_SUFFIX, "has become shorter", tensor.name[:120])
-        yield tensor, mapped[tensor.offset : tensor.offset + tensor.length]
