@@ -241,7 +241,8 @@ def test_bridle_is_imported_without_onnxruntime(weights: Path) -> None:
         "import sys\n"
         "sys.modules['onnxruntime'] = sys.modules['onnx'] = None\n"
         "import importlib.util, bridle\n"
-        "importlib.util.find_spec = lambda name: None\n"
+        "found = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name.startswith('onnx') else found(name, *rest)\n"
         "from bridle.backends.choose import unavailable\n"
         "print(bridle.load(sys.argv[1]).backend.name, unavailable('ort'))\n"
     )
