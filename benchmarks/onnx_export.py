@@ -7,13 +7,16 @@ Memory is counted above that of the process before it loads anything, beside the
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from cpu.machine import machine
+from cpu.memory import peak_mib
 
 RESULTS = Path(__file__).parent / "results" / "onnx_export.json"
 
@@ -22,12 +25,11 @@ def measure(model: str, out: str, precision: str) -> None:
     """Prints a JSON line. Runs in a process of its own."""
     from bridle_exporters.onnx_graphs import folder
 
-    base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    base = peak_mib()
     start = time.perf_counter()
     folder.export(model, out, precision=precision, features=["residuals", "regions", "maps"])
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": round(seconds, 1), "peak_mib": (peak - base) >> 10, "base_mib": base >> 10}))
+    print(json.dumps({"seconds": round(seconds, 1), "peak_mib": round(peak_mib() - base), "base_mib": round(base)}))
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
         row = {"arch": given.arch, "precision": given.precision, "weights_mib": weights >> 20}
         row |= json.loads(found.stdout.splitlines()[-1])
         row["ratio"] = round(row["peak_mib"] / row["weights_mib"], 3)
+        row |= machine(threads=os.cpu_count() or 1, rounds=1)
         rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
         rows = [r for r in rows if (r["arch"], r["precision"]) != (given.arch, given.precision)]
         RESULTS.write_text(json.dumps([*rows, row], indent=2) + "\n")

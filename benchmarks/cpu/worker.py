@@ -9,7 +9,6 @@ and saves the outputs, "run" runs once, "peak" says what memory was needed. An e
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 
 import torch
 
+from cpu.memory import peak_mib
 from cpu.systems import SYSTEMS
 from cpu.workloads import WORKLOADS
 from cpu.workspace import Outputs, Workspace
@@ -57,14 +57,6 @@ class Server:
         found, own = self._run()
         seconds = time.perf_counter() - started
         return found, seconds if own is None else own
-
-
-def peak_mib() -> float:
-    """Of resident memory, as far as it is not forgotten."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) / 1024, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def build(workspace: Workspace, workload: str, system: str, notes: dict[str, str]) -> Callable[[], Any]:

@@ -1,6 +1,7 @@
 """Pipelines of 20 steps through exported graphs equal the reference; what graphs cannot do is refused by name."""
 
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,19 @@ def test_xl(tmp_path: Path) -> None:
     engines = bridle.load(tmp_path / "out"), bridle.load(tmp_path / "model", backend="reference")
     ours, theirs = (run(engine, changes) for engine in engines)
     assert distance(ours, theirs) < 1e-3
+
+
+def test_half_precision_is_as_close_as_pytorch(weights: Path, reference: bridle.Engine, tmp_path: Path) -> None:
+    """The free-running rule: the median distance to float32 of several seeds, beside that of PyTorch's own float16."""
+    export(weights, tmp_path / "out", controls=[weights / "controlnet"], features=("residuals",), precision="fp16")
+    half, theirs = bridle.load(tmp_path / "out"), bridle.load(weights, backend="reference", dtype="float16")
+    changes = [{"controls": [NET], "seed": seed} for seed in range(5)]
+    wanted = [run(reference, change) for change in changes]
+    ours, others = (
+        statistics.median(distance(run(engine, change), exact) for change, exact in zip(changes, wanted, strict=True))
+        for engine in (half, theirs)
+    )
+    assert half.backend.dtype == torch.float16 and 0.0 < ours <= 1.25 * others
 
 
 def test_auto_takes_graphs_only_where_there_is_nothing_else(weights: Path, engine: bridle.Engine) -> None:

@@ -56,15 +56,16 @@ class Session:
         return outputs
 
     def run_once(self, feeds: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-        """Outputs by name, for graphs that run once per request: the shapes need not be known. See `run`."""
+        """Outputs by name on the session's device, in ONNX Runtime's own memory, for graphs that run once per request: the
+        shapes need not be known. See `run`."""
         binding = self._session.io_binding()
         held = [self._bind_input(binding, name, values) for name, values in feeds.items()]
         for name in names:
-            binding.bind_output(name)
+            binding.bind_output(name, self._device.type, self._device.index or 0)
         self._run_bound(binding)
         del held
-        arrays = binding.copy_outputs_to_cpu()
-        return {name: torch.from_numpy(array).to(self._device) for name, array in zip(names, arrays, strict=True)}
+        found = (torch.utils.dlpack.from_dlpack(value) for value in binding.get_outputs())
+        return dict(zip(names, found, strict=True))
 
     def _run_bound(self, binding: Any) -> None:
         if self._device.type == "cuda":
