@@ -205,10 +205,12 @@ def export_kernels(
     arch: Annotated[str, typer.Option(help="Such as sm_87.")],
     model: Annotated[str | None, typer.Option(help="Model folder: only the head dimensions of its U-Net.")] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name contains this.")] = "",
+    jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
     """Compiles the GPU kernels ahead of time, without a GPU."""
     from bridle_exporters.aot import ARCHITECTURES as GPUS
     from bridle_exporters.kernel_bundle import export_kernels as export
+    from bridle_kernels.kernel_bundle import KernelBundleError
 
     try:
         number = {f"sm_{gpu}": gpu for gpu in GPUS}.get(arch)
@@ -217,8 +219,8 @@ def export_kernels(
         dims = None
         if model is not None:
             dims = {site.dim for site in attention_sites(load_model(model).unet.config)}
-        typer.echo(f"{export(folder, number, dims, only)}")
-    except BridleError as problem:
+        typer.echo(f"{export(folder, number, dims, only, jobs)}")
+    except (BridleError, KernelBundleError) as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem
 

@@ -32,10 +32,15 @@ class Compiled:
     cubin_bytes: int
 
     @property
+    def fits(self) -> bool:
+        """Whether the architecture has that much shared memory."""
+        return self.shared_bytes <= SHARED_LIMIT[self.arch]
+
+    @property
     def problem(self) -> str | None:
-        """None, or why the kernel may not be shipped for this architecture."""
-        limit = SHARED_LIMIT[self.arch]
-        if self.shared_bytes > limit:
+        """None, or what is wrong with the kernel on this architecture."""
+        if not self.fits:
+            limit = SHARED_LIMIT[self.arch]
             return f"{self.name} wants {self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}"
         return f"{self.name} spills {self.spills} bytes on sm_{self.arch}" if self.spills else None
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bridle_exporters.aot import Compiled, compile_all
-from bridle_kernels.kernel_bundle import MANIFEST
+from bridle_kernels.kernel_bundle import MANIFEST, KernelBundleError
 from bridle_kernels.triton_kernels import variants
 from bridle_kernels.triton_variant import Variant, kernel_hash, kernel_name
 
@@ -15,14 +15,18 @@ from bridle_kernels.triton_variant import Variant, kernel_hash, kernel_name
 def export_kernels(folder: Path, arch: int, dims: Iterable[int] | None = None, only: str = "", jobs: int = 1) -> Path:
     """Compiles kernels for compute capability `arch` / 10, without a GPU, and returns the path of the manifest.
 
-    folder: is created; gets NAME.cubin of every kernel and manifest.json. dims: head dimensions of the model, None for
-    those of all published ones. only: names that contain this text. jobs: processes. Raises ValueError for a kernel that
-    wants more shared memory than the architecture has, or spills; there is no manifest then.
+    folder: is created; see `write_bundle`. dims: head dimensions of the model, None for those of all published ones.
+    only: names that contain this text. jobs: processes. Raises KernelBundleError for a kernel that wants more shared
+    memory than the architecture has; there is no manifest then.
     """
+    return write_bundle(folder, arch, compile_all([variant.name for variant in _chosen(dims, only)], (arch,), jobs))
+
+
+def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, bytes]]) -> Path:
+    """NAME.cubin of every kernel, and manifest.json, whose path it returns."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = {variant.name: variant for variant in _chosen(dims, only)}
-    compiled = compile_all(list(chosen), (arch,), jobs)
-    rows = [_write(chosen[one.name], one, cubin, folder) for one, cubin in compiled]
+    named = {variant.name: variant for variant in variants()}
+    rows = [_write(named[one.name], one, cubin, folder) for one, cubin in compiled]
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"arch": f"sm_{arch}", "kernels": rows}, indent=2) + "\n", encoding="utf-8")
     return manifest
@@ -39,9 +43,10 @@ def _chosen(dims: Iterable[int] | None, only: str) -> list[Variant]:
 
 
 def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:
-    if compiled.problem is not None:
-        raise ValueError(compiled.problem)
-    (folder / f"{variant.name}.cubin").write_bytes(cubin)
+    file = f"{variant.name}.cubin"
+    if not compiled.fits:
+        raise KernelBundleError(file, str(compiled.problem))
+    (folder / file).write_bytes(cubin)
     return {
         **asdict(compiled),
         "kernel": kernel_name(variant.kernel),

@@ -27,8 +27,11 @@ class DriverError(RuntimeError):
 class Driver(Protocol):
     """What a bundle needs of a GPU."""
 
+    def device(self) -> int:
+        """Index of the current device."""
+
     def architecture(self) -> int:
-        """Compute capability of the current device, times ten."""
+        """Its compute capability, times ten."""
 
     def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> Any:
         """A kernel on the current device."""
@@ -42,6 +45,10 @@ class CudaDriver:
 
     def __init__(self, library: Any = None) -> None:
         self._library = ctypes.CDLL("libcuda.so.1") if library is None else library
+
+    def device(self) -> int:
+        """See `Driver`."""
+        return torch.cuda.current_device()
 
     def architecture(self) -> int:
         """See `Driver`."""

@@ -65,7 +65,7 @@ class KernelBundle:
         """Raises KernelBundleError for a bundle of another architecture or of other sources, or a damaged one."""
         self._driver = driver
         self._kernels: dict[object, list[BundledKernel]] = {}
-        self._loaded: dict[str, Any] = {}
+        self._loaded: dict[tuple[int, str], Any] = {}
         self._missed: set[object] = set()
         self._arch = driver.architecture()
         for key, kernel in _read(folder, self._arch):
@@ -85,9 +85,10 @@ class KernelBundle:
         return False
 
     def _start(self, kernel: BundledKernel, launch: Launch, values: Sequence[Value]) -> None:
-        if kernel.name not in self._loaded:
-            self._loaded[kernel.name] = self._driver.load(kernel.cubin, kernel.symbol, kernel.shared_bytes)
-        self._driver.start(self._loaded[kernel.name], launch.grid, kernel.warps, kernel.shared_bytes, values)
+        place = (self._driver.device(), kernel.name)
+        if place not in self._loaded:
+            self._loaded[place] = self._driver.load(kernel.cubin, kernel.symbol, kernel.shared_bytes)
+        self._driver.start(self._loaded[place], launch.grid, kernel.warps, kernel.shared_bytes, values)
 
 
 def _key(name: str, constants: Mapping[str, object], warps: int, stages: int, fusion: bool) -> object:

@@ -96,7 +96,7 @@ class Problem:
         rows, queries, heads, dim = self.q.shape
         read, (first, last, add) = self.read, place
         lse = self.q.new_empty(rows, heads, queries, dtype=torch.float32) if wants_lse else None
-        t = tiles(dim, self._computed(), queries, read.seen.shape[1], read.bias is not None)
+        t = tiles(dim, self._computed(), read.seen.shape[1], read.bias is not None)
         flags = {
             forward_kernels.WEIGHT: read.weight is not None,
             forward_kernels.GATE: gate is not None and last,
@@ -129,7 +129,7 @@ class Problem:
         count = shift.columns.shape[1]
         out = self.q.new_empty(rows, heads, count, dtype=torch.float32)
         if count:
-            t = column_tiles(dim, self._computed(), count)
+            t = column_tiles(dim, self._computed())
             columns = {"columns": shift.columns, "column_stride": count, "count": count}
             given = {**self._map_arguments(), **columns, "lse": lse, "out": out}
             constants = {**self._constants(), **_blocks(t), "BLOCK_S": t.keys}
@@ -144,7 +144,7 @@ class Problem:
         mean = out.stride(1) == 0
         if not count or not len(taken):
             return
-        t = column_tiles(dim, self._computed(), count)
+        t = column_tiles(dim, self._computed())
         programs = len(taken) * (1 if mean else heads)
         given = {
             **self._map_arguments(),

@@ -28,7 +28,7 @@ class GpuSegment:
     k, v: per piece, [rows, L, H, d]. q_rows, k_rows, v_rows: [R] int32, never negative. lengths: [P, R] int32, 0 where a
     row does not have the segment. bias: [R, H, N, L], expanded, its keys consecutive, or None. weight: [R, N] float32 or
     None. seen: [R, L], keys that are read. shift, and named [R, S, H, d], the values of its columns in float32, or None.
-    float32: computed from float32 copies.
+    float32: computed from float32 copies of values of another dtype.
     """
 
     k: Sequence[Tensor]
@@ -86,7 +86,7 @@ def gpu_segment(q: Tensor, segment: Segment, float32_scores: bool) -> GpuSegment
         seen=seen,
         shift=shift,
         named=named,
-        float32=float32_scores or shift is not None,
+        float32=q.dtype != torch.float32 and (float32_scores or shift is not None),
     )
 
 

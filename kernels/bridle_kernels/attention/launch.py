@@ -37,15 +37,15 @@ def power(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def tiles(dim: int, dtype: torch.dtype, queries: int, keys: int, biased: bool) -> Tiles:
-    """Of the forward kernel. dtype: what products are computed in. biased: loads of a bias need registers."""
-    low, high = split(dim)
-    most, step, warps, stages = _largest(dim, dtype, keys, biased)
-    return Tiles(low, high, min(most, power(queries)), min(step, power(keys)), warps, stages)
+def tiles(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> Tiles:
+    """Of the forward kernel: the largest that spill nowhere. They do not depend on the number of queries, nor, beyond
+    `ONE_TILE`, of keys: few kernels serve all. dtype: what products are computed in. biased: loads of a bias need registers.
+    """
+    return Tiles(*split(dim), *_largest(dim, dtype, keys, biased))
 
 
 def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int, int, int, int]:
-    """Queries, keys, warps and stages: the largest that spill nowhere."""
+    """Queries, keys, warps and stages."""
     if dtype == torch.float32:
         return (32, 32, 8, 1) if dim <= 128 else (16, 16, 4, 1)
     if biased:
@@ -54,12 +54,12 @@ def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int
         return 64, 32, 4, 1 if keys <= ONE_TILE else 2
     if keys <= ONE_TILE:
         return 64, ONE_TILE, 4 if dim <= 40 else 8, 1
-    return 128, 64 if dim <= 96 else 32, 8, 2
+    return 128, 64 if dim <= 96 else 32, 8, 3 if dim <= 40 else 2
 
 
-def column_tiles(dim: int, dtype: torch.dtype, columns: int) -> Tiles:
+def column_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     """Of the kernels that read columns: `keys` counts columns. dtype: what products are computed in."""
     low, high = split(dim)
     if dtype == torch.float32:
         return Tiles(low, high, 16, 16, 8, 1)
-    return Tiles(low, high, 16 if dim > 96 else 32, min(32, power(columns)), 4, 1)
+    return Tiles(low, high, 16 if dim > 96 else 32, 32, 4, 1)

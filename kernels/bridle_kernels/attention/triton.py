@@ -172,12 +172,13 @@ def _deliver(
 HEAD_DIMS = (8, 40, 64, 80, 96, 128, 160)
 """Of the published networks."""
 _TEXT = 77
+_TEXT_DIM = 64
 _IMAGE = 4096
 
 
 def variants() -> list[Variant]:
     """Attention of an image to itself, to text, and to text and tokens of an image; with a bias, which regions have; in
-    float32, as shifts of masses want it; and causal, as text encoders are."""
+    float32, which some models want, and with the float32 values of shifted masses; and causal, as text encoders are."""
     found = []
     for dtype in DTYPES:
         for dim in HEAD_DIMS:
@@ -186,27 +187,39 @@ def variants() -> list[Variant]:
                 _variant("text", dim, dtype, _TEXT, 1),
                 _variant("pieces", dim, dtype, _TEXT + 4, 2),
                 _variant("bias", dim, dtype, _TEXT, 1, BIAS=True),
-                _variant("causal", dim, dtype, _TEXT, 1, CAUSAL=True),
             ]
             if dtype != torch.float32:
-                found.append(_variant("float32", dim, dtype, _TEXT, 1, FLOAT32=True))
+                found += [
+                    _variant("float32", dim, dtype, _TEXT, 1, FLOAT32=True),
+                    _variant("shifted", dim, dtype, _TEXT, 1, values=torch.float32, FLOAT32=True),
+                ]
+        found.append(_variant("causal", _TEXT_DIM, dtype, _TEXT, 1, CAUSAL=True))
     return found
 
 
-def _variant(name: str, dim: int, dtype: torch.dtype, keys: int, pieces: int, **on: bool) -> Variant:
+def _variant(
+    name: str,
+    dim: int,
+    dtype: torch.dtype,
+    keys: int,
+    pieces: int,
+    values: torch.dtype | None = None,
+    **on: bool,
+) -> Variant:
     flags = {**dict.fromkeys(("CAUSAL", "BIAS", "FLOAT32"), False), **on}
-    t = tiles(dim, torch.float32 if flags["FLOAT32"] else dtype, _IMAGE, keys, flags["BIAS"])
+    t = tiles(dim, torch.float32 if flags["FLOAT32"] else dtype, keys, flags["BIAS"])
     blocks = {"DIM": dim, "LOW": t.low, "HIGH": t.high, "BLOCK_N": t.queries, "BLOCK_L": t.keys}
     absent = {} if flags["BIAS"] else {"bias": None}
-    types = {n: kind for n, kind in _types(DTYPES[dtype], pieces).items() if n not in absent}
+    types = {n: kind for n, kind in _types(DTYPES[dtype], DTYPES[values or dtype], pieces).items() if n not in absent}
     constants: dict[str, int | bool | None] = {"PIECES": pieces, **blocks, "UNIT": 8, **flags, **absent}
     return Variant(f"attention_{name}_{dim}_{DTYPES[dtype]}", _forward, types, constants, t.warps, t.stages)
 
 
-def _types(dtype: str, pieces: int) -> dict[str, str | tuple[str, ...]]:
+def _types(dtype: str, values: str, pieces: int) -> dict[str, str | tuple[str, ...]]:
     return {
         **dict.fromkeys(("q", "out"), f"*{dtype}"),
-        **dict.fromkeys(("ks", "vs"), (f"*{dtype}",) * pieces),
+        "ks": (f"*{dtype}",) * pieces,
+        "vs": (f"*{values}",) * pieces,
         **dict.fromkeys(("q_rows", "k_rows", "v_rows", "lengths"), "*i32"),
         **dict.fromkeys(("bias", "weight", "gate", "total", "lse"), "*fp32"),
         **dict.fromkeys(("k_strides", "v_strides"), ("i32",) * (3 * pieces)),

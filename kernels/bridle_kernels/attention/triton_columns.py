@@ -197,19 +197,20 @@ def variants() -> list[Variant]:
     computed in float32, and captures of shifted maps."""
     found = []
     for dtype in DTYPES:
+        copied = dtype != torch.float32
         for dim in HEAD_DIMS:
             found += [
                 _variant("capture_heads", _capture, dim, dtype, 1, {"KEEP": False, "MEAN": False, "FLOAT32": False}),
                 _variant("capture_mean", _capture, dim, dtype, 1, {"KEEP": False, "MEAN": True, "FLOAT32": False}),
                 _variant("capture_pieces", _capture, dim, dtype, 2, {"KEEP": False, "MEAN": True, "FLOAT32": False}),
-                _variant("capture_shifted", _capture, dim, dtype, 1, {"KEEP": True, "MEAN": True, "FLOAT32": True}),
-                _variant("mass", _mass, dim, dtype, 1, {"FLOAT32": True}),
+                _variant("capture_shifted", _capture, dim, dtype, 1, {"KEEP": True, "MEAN": True, "FLOAT32": copied}),
+                _variant("mass", _mass, dim, dtype, 1, {"FLOAT32": copied}),
             ]
     return found
 
 
 def _variant(name: str, kernel: Any, dim: int, dtype: torch.dtype, pieces: int, flags: Mapping[str, bool]) -> Variant:
-    t = column_tiles(dim, torch.float32 if flags["FLOAT32"] else dtype, 32)
+    t = column_tiles(dim, torch.float32 if flags["FLOAT32"] else dtype)
     blocks = {"DIM": dim, "LOW": t.low, "HIGH": t.high, "BLOCK_N": t.queries, "BLOCK_S": t.keys}
     absent: dict[str, None] = {"bias": None} if flags.get("KEEP", True) else {"bias": None, "keep": None}
     constants: dict[str, int | bool | None] = {"PIECES": pieces, **blocks, "BIAS": False, "UNIT": 8, **flags}

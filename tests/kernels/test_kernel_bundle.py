@@ -1,0 +1,272 @@
+"""Kernels from a bundle, on a machine without a GPU: what the driver is handed, what is compiled after all, what is refused."""
+
+import ctypes
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+
+import bridle
+from bridle.backends.bundled_kernels import use_kernels
+from bridle_exporters.aot import Compiled
+from bridle_exporters.kernel_bundle import write_bundle
+from bridle_kernels.attention import Capture, MassShift, Piece, Segment, gpu
+from bridle_kernels.cuda_driver import CudaDriver, DriverError
+from bridle_kernels.geglu import triton as geglu
+from bridle_kernels.kernel_bundle import SCRATCH, KernelBundle, KernelBundleError
+from bridle_kernels.resample import triton as resample
+from bridle_kernels.triton_kernels import variants
+from bridle_kernels.triton_launch import Launch, serve_from
+from bridle_kernels.triton_ops import TritonOps
+
+ARCH = 87
+
+
+class Recorder:
+    """A driver that starts nothing."""
+
+    def __init__(self, arch: int = ARCH) -> None:
+        self.arch = arch
+        self.loads: list[tuple[bytes, str, int]] = []
+        self.starts: list[tuple[Any, tuple[int, ...], int, int, list[Any]]] = []
+
+    def device(self) -> int:
+        return 0
+
+    def architecture(self) -> int:
+        return self.arch
+
+    def load(self, cubin: bytes, symbol: str, shared_bytes: int) -> int:
+        self.loads.append((cubin, symbol, shared_bytes))
+        return len(self.loads)
+
+    def start(self, kernel: Any, grid: Any, warps: int, shared_bytes: int, values: Any) -> None:
+        self.starts.append((kernel, tuple(grid), warps, shared_bytes, [value.value for value in values]))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Every kernel, with its name for a cubin."""
+    compiled = ((Compiled(v.name, "_symbol", ARCH, 32, 0, 1024, 9), v.name.encode()) for v in variants())
+    return write_bundle(tmp_path / "bundle", ARCH, compiled).parent
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Launches that the bundle lacked."""
+    found: list[Launch] = []
+    monkeypatch.setattr(Launch, "compile_and_run", lambda launch: found.append(launch))
+    return found
+
+
+@pytest.fixture
+def driver(folder: Path, compiled: list[Launch]) -> Iterator[Recorder]:
+    """What records all launches of a test."""
+    recorder = Recorder()
+    serve_from(KernelBundle(folder, recorder))
+    yield recorder
+    serve_from(None)
+
+
+def test_a_kernel_is_loaded_once_and_started_with_its_arguments(driver: Recorder, compiled: list[Launch]) -> None:
+    product = torch.zeros(6, 2 * 1280, dtype=torch.float16)
+    outs = [geglu.gated(product) for _ in range(2)]
+    assert driver.loads == [(b"geglu_fp16", "_symbol", 1024)] and not compiled
+    blocks = -(-6 * 1280 // geglu.BLOCK)
+    for out, start in zip(outs, driver.starts, strict=True):
+        values = [product.data_ptr(), out.data_ptr(), 1280, 6 * 1280] + [None] * SCRATCH
+        assert start == (1, (blocks,), 4, 1024, values)
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        torch.zeros(6, 2 * 1280, dtype=torch.float64),
+        torch.zeros(6, 2 * 1281, dtype=torch.float16),
+        torch.zeros(1 + 6 * 2560, dtype=torch.float16)[1:].view(6, 2560),
+    ],
+    ids=["dtype", "not a multiple", "not aligned"],
+)
+def test_what_the_bundle_lacks_is_compiled_and_said_once(
+    product: Tensor, driver: Recorder, compiled: list[Launch], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "bridle"):
+        geglu.gated(product)
+        geglu.gated(product)
+    assert not driver.starts and len(compiled) == 2
+    assert [record.message.split(" ")[1] for record in caplog.records] == ["geglu.triton._kernel"]
+
+
+def test_on_another_device_it_is_compiled(driver: Recorder, compiled: list[Launch]) -> None:
+    driver.arch = 90
+    resample.upsample(torch.zeros(1, 2, 2, 320), (4, 4))
+    assert len(compiled) == 1 and not driver.starts
+
+
+def attention(dim: int, queries: int, keys: int, dtype: torch.dtype, **fields: Any) -> None:
+    """One segment, and, of text, a second with the tokens of an image."""
+    q, k = torch.zeros(2, queries, 8, dim, dtype=dtype), torch.zeros(2, keys, 8, dim, dtype=dtype)
+    segments = [Segment((Piece(k, k),), **fields)]
+    if keys == 77:
+        segments.append(Segment((Piece(k, k), Piece(k[:, :4], k[:, :4])), torch.ones(2)))
+    gpu.attention(q, segments)
+
+
+def networks(dtype: torch.dtype) -> None:
+    """What the networks of SD 1.5 and SDXL start, on images of few pixels."""
+    ops = TritonOps()
+    for channels in (320, 640, 1280):
+        image, one = torch.zeros(2, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        ops.group_norm(image, one, one, 32, 1e-5, activation="silu")
+        ops.group_norm(image, one, one, 32, 1e-6)
+        two = torch.zeros(2 * channels, dtype=dtype)
+        ops.group_norm((image, image), two, two, 32, 1e-5, activation="silu")
+        ops.layer_norm(image.flatten(2).transpose(1, 2), one, one, 1e-5)
+        ops.geglu(torch.zeros(2, 9, 16, dtype=dtype), torch.zeros(2 * channels, 16, dtype=dtype), two)
+        resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
+    for dim in (40, 64, 80, 160):
+        for tokens in (4096, 64):
+            attention(dim, tokens, tokens, dtype)
+        columns, window = torch.tensor([[1, 2, -1]]), torch.zeros(1, 1, 256)
+        attention(dim, 256, 77, dtype, capture=Capture(columns, torch.zeros(2, 256, 3)), lse=torch.zeros(2, 8, 256))
+        attention(dim, 256, 77, dtype, bias=torch.zeros(2, 1, 1, 77))
+        attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
+    networks(dtype)
+    assert not [(launch.kernel, launch.constants) for launch in compiled]
+    assert len(driver.starts) > 40 and len(driver.loads) < len(driver.starts)
+    geglu.gated(torch.zeros(1, 2))
+    assert len(compiled) == 1, "the control"
+
+
+def changed(folder: Path, change: Callable[[Any], None]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def refusal(folder: Path, arch: int = ARCH) -> KernelBundleError:
+    with pytest.raises(KernelBundleError) as raised:
+        KernelBundle(folder, Recorder(arch))
+    return raised.value
+
+
+def test_another_architecture_is_refused(folder: Path) -> None:
+    assert "sm_87, this GPU wants sm_90" in refusal(folder, 90).problem
+
+
+def test_other_sources_are_refused(folder: Path) -> None:
+    changed(folder, lambda manifest: manifest["kernels"][3].update(source="0" * 64))
+    assert "other sources" in refusal(folder).problem
+
+
+def test_a_damaged_cubin_is_refused(folder: Path) -> None:
+    (folder / "geglu_fp16.cubin").write_bytes(b"geglu_fp17")
+    assert refusal(folder).file == "geglu_fp16.cubin"
+    (folder / "geglu_fp16.cubin").unlink()
+    assert "not readable" in refusal(folder).problem
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest.clear(),
+        lambda manifest: manifest["kernels"][0].pop("symbol"),
+        lambda manifest: manifest["kernels"].append(7),
+        lambda manifest: manifest["kernels"][0].update(name="../geglu_fp16"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(folder: Path, change: Callable[[Any], None]) -> None:
+    changed(folder, change)
+    assert refusal(folder).file == "manifest.json"
+
+
+def test_no_manifest_is_refused(tmp_path: Path) -> None:
+    assert "not readable" in refusal(tmp_path).problem
+    (tmp_path / "manifest.json").write_text("[1]")
+    assert "wants an object" in refusal(tmp_path).problem
+
+
+def test_a_cpu_takes_no_kernels(folder: Path) -> None:
+    with pytest.raises(bridle.RequestError, match="kernels"):
+        bridle.load(kernels=folder, device="cpu")
+
+
+def test_an_engine_refuses_by_its_own_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridle_kernels.cuda_driver.CudaDriver", lambda: Recorder(90))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: pytest.MonkeyPatch.context())
+    with pytest.raises(bridle.ModelLoadError, match=r"manifest\.json"):
+        use_kernels(folder, torch.device("cuda"))
+
+
+class Library:
+    """libcuda, called through C: kernel 7 of module 5. What was started is in `started`."""
+
+    def __init__(self) -> None:
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        self.started: list[tuple[Any, ...]] = []
+        self.shared: list[tuple[int, int, int]] = []
+        out = ctypes.POINTER(pointer)
+        self.cuModuleLoadData = ctypes.CFUNCTYPE(number, out, ctypes.c_char_p)(self._load)
+        self.cuModuleGetFunction = ctypes.CFUNCTYPE(number, out, pointer, ctypes.c_char_p)(self._function)
+        self.cuFuncSetAttribute = ctypes.CFUNCTYPE(number, pointer, number, number)(self._attribute)
+        sizes = [ctypes.c_uint] * 7
+        launch = ctypes.CFUNCTYPE(number, pointer, *sizes, pointer, ctypes.POINTER(pointer), pointer)
+        self.cuLaunchKernel = launch(self._launch)
+
+    def _load(self, module: Any, cubin: bytes) -> int:
+        module[0] = 5
+        return 0 if cubin == b"cubin" else 200
+
+    def _function(self, function: Any, module: int, symbol: bytes) -> int:
+        function[0] = 7
+        return 0 if (module, symbol) == (5, b"_kernel") else 500
+
+    def _attribute(self, *given: int) -> int:
+        self.shared.append(given)
+        return 0
+
+    def _launch(self, function: int, *given: Any) -> int:
+        *sizes, stream, values, _ = given
+        count = ctypes.cast(values[0], ctypes.POINTER(ctypes.c_int32))[0]
+        total = ctypes.cast(values[1], ctypes.POINTER(ctypes.c_int64))[0]
+        scale = ctypes.cast(values[2], ctypes.POINTER(ctypes.c_float))[0]
+        place = ctypes.cast(values[3], ctypes.POINTER(pointer_sized))[0]
+        self.started.append((function, sizes, stream, count, total, scale, place))
+        return 0
+
+
+pointer_sized = ctypes.c_uint64
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setattr(CudaDriver, "stream", lambda self: 11)
+    monkeypatch.setattr(CudaDriver, "_make_current", lambda self: None)
+    return Library()
+
+
+def test_the_driver_is_called_as_c_wants_it(library: Library) -> None:
+    driver = CudaDriver(library)
+    kernel = driver.load(b"cubin", "_kernel", 100 << 10)
+    assert kernel.value == 7 and library.shared == [(7, 8, 100 << 10)]
+    values = [ctypes.c_int32(-3), ctypes.c_int64(2**40), ctypes.c_float(0.5), ctypes.c_void_p(2**45)]
+    driver.start(kernel, (6, 2), 4, 100 << 10, values)
+    assert library.started == [(7, [6, 2, 1, 128, 1, 1, 100 << 10], 11, -3, 2**40, 0.5, 2**45)]
+    driver.load(b"cubin", "_kernel", 48 << 10)
+    assert len(library.shared) == 1, "48 KiB need no permission"
+
+
+def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
+    with pytest.raises(DriverError, match="cuModuleLoadData failed with CUDA error 200"):
+        CudaDriver(library).load(b"other", "_kernel", 0)
