@@ -1,4 +1,5 @@
-"""The command line: `bridle generate`, `bridle doctor`, `bridle new-model`, `bridle export` and `bridle export-kernels`."""
+"""The command line: `bridle generate`, `bridle doctor`, `bridle new-model`, `bridle export`, `bridle export-kernels`
+and `bridle tune-kernels`."""
 
 import json
 from dataclasses import asdict, replace
@@ -11,7 +12,7 @@ import typer
 
 import bridle
 from bridle.architectures import ARCHITECTURES
-from bridle.backends.choose import BACKENDS
+from bridle.backends.choose import BACKENDS, choose_device, choose_dtype
 from bridle.control_options import CONTROL_HELP, parse_control
 from bridle.doctor import report
 from bridle.errors import BridleError, RequestError
@@ -221,6 +222,25 @@ def export_kernels(
             dims = {site.dim for site in attention_sites(load_model(model).unet.config)}
         typer.echo(f"{export(folder, number, dims, only, jobs)}")
     except (BridleError, KernelBundleError) as problem:
+        typer.echo(f"bridle: {problem}", err=True)
+        raise typer.Exit(2) from problem
+
+
+@app.command("tune-kernels")
+def tune_kernels(
+    file: Annotated[Path, typer.Argument(help="JSON, for bridle.load(tuning=...).")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float16",
+) -> None:
+    """Measures tiles of the GPU kernels on this GPU, in some minutes."""
+    try:
+        device = choose_device("cuda")
+        wanted = choose_dtype(dtype, device)
+        from bridle_kernels.attention.tune import CASES, measure
+        from bridle_kernels.tuning import write
+
+        write(file, list(measure(CASES, [wanted], device)))
+        typer.echo(str(file))
+    except BridleError as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from bridle.backends.bundled_kernels import use_kernels
+from bridle.backends.bundled_kernels import use_kernels, use_tuning
 from bridle.backends.choose import check_name, choose_backend, choose_device, choose_dtype
 from bridle.backends.onnx_runtime.open_graphs import graph_dtype
 from bridle.backends.onnx_runtime.options import OrtOptions
@@ -55,20 +55,24 @@ def load(
     prediction_type: str | None = None,
     ort: OrtOptions | None = None,
     kernels: str | Path | None = None,
+    tuning: str | Path | None = None,
 ) -> "Engine":
     """Loads a model folder, a single-file checkpoint, an exported folder or a cached Hugging Face id.
 
     variant: "fp16" for files named `*.fp16.safetensors`. tokenizer: folder, for single files, which carry none.
     prediction_type: "epsilon" or "v_prediction", for single files, which do not say. ort: of backend "ort", which runs
     exported folders and which "auto" takes where there are graphs and no weights. kernels: folder of
-    `bridle export-kernels`, for a GPU; this process then starts its kernels from there instead of compiling them. Raises
-    ModelLoadError, UnsupportedError and RequestError. Never touches the network.
+    `bridle export-kernels`, for a GPU; this process then starts its kernels from there instead of compiling them. tuning:
+    file of `bridle tune-kernels`, which this process then looks up. Raises ModelLoadError, UnsupportedError and
+    RequestError. Never touches the network.
     """
     check_name(backend)
     path = _default_model() if model is None else model
     chosen_device = choose_device(device)
     if kernels is not None:
         use_kernels(Path(kernels), chosen_device)
+    if tuning is not None:
+        use_tuning(Path(tuning))
     if backend == "ort" or holds_graphs(path):
         for field, value in (("variant", variant), ("prediction_type", prediction_type)):
             if value is not None:

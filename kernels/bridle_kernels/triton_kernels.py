@@ -9,6 +9,7 @@ MODULES = (
     "guide_step_blend.triton",
     "attention.triton",
     "attention.triton_columns",
+    "attention.triton_gradient",
     "group_norm.triton",
     "layer_norm.triton",
     "geglu.triton",

@@ -36,7 +36,7 @@ class Variant:
 
     name: unique among all kernels. kernel: the jitted function. types: Triton's type of every argument that is not
     constant, such as "*fp16" or "i32"; a tuple for an argument that is a tuple. constants: the others. fusion: whether a
-    multiplication and an addition may round once.
+    multiplication and an addition may round once. may_spill: whether registers in memory are no mistake, as in gradients.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Variant:
     num_stages: int = 2
     fusion: bool = True
     multiples: tuple[str, ...] = ()
+    may_spill: bool = False
 
     @property
     def signature(self) -> dict[str, str | tuple[str, ...]]:

@@ -15,7 +15,7 @@ from runs import rel_l2
 import bridle
 from bridle.backends.cuda import CudaBackend, Program
 from bridle.rows import Rows
-from bridle_kernels.attention import gpu
+from bridle_kernels.attention import gpu_problem
 from bridle_kernels.attention.launch import Tiles, power
 from bridle_kernels.group_norm import triton as group_norm
 
@@ -28,12 +28,12 @@ SMALL = {"num_inference_steps": 1, "guidance_scale": 1.0, "width": 32, "height":
 
 def enlarge_tiles() -> None:
     """The interpreter's time is the number of tiles: here they hold whole images."""
-    usual = gpu.tiles
+    usual = gpu_problem.tiles
 
     def whole(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> Tiles:
-        return replace(usual(dim, dtype, keys, biased), queries=256, keys=power(keys))
+        return replace(usual(dim, dtype, keys, biased), queries=64, keys=power(keys))
 
-    gpu.tiles = whole
+    gpu_problem.tiles = whole
     group_norm.PIXELS = group_norm.SLICE
 
 

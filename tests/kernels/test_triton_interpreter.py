@@ -11,7 +11,9 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("module", "checks"), [("gpu_attention_checks", 50), ("gpu_norm_checks", 23)])
+@pytest.mark.parametrize(
+    ("module", "checks"), [("gpu_attention_checks", 50), ("gpu_norm_checks", 23), ("gpu_gradient_checks", 17)]
+)
 def test_in_the_interpreter(module: str, checks: int) -> None:
     outcome = subprocess.run(
         [sys.executable, "run_gpu_checks.py", module, "cpu"],

@@ -79,6 +79,8 @@ def test_what_spills_or_does_not_fit_is_a_problem(arch: int) -> None:
     assert Compiled("k", "f", arch, 255, 0, limit, 1).problem is None
     assert f"sm_{arch}" in str(Compiled("k", "f", arch, 255, 0, limit + 1, 1).problem)
     assert "spills 8 bytes" in str(Compiled("k", "f", arch, 255, 8, 0, 1).problem)
+    assert Compiled("k", "f", arch, 255, 8, 0, 1, may_spill=True).problem is None
+    assert all("gradient" in variant.name for variant in variants() if variant.may_spill)
 
 
 def test_export_writes_what_the_manifest_says(tmp_path: Path) -> None:

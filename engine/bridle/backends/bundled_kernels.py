@@ -1,4 +1,4 @@
-"""Kernels of `bridle export-kernels` for the GPU of an engine."""
+"""Kernels of `bridle export-kernels` and results of `bridle tune-kernels` for the GPU of an engine."""
 
 from pathlib import Path
 
@@ -19,4 +19,14 @@ def use_kernels(folder: Path, device: torch.device) -> None:
         with torch.cuda.device(device):
             serve_from(KernelBundle(folder, CudaDriver()))
     except KernelBundleError as problem:
+        raise ModelLoadError(problem.file, problem.problem) from problem
+
+
+def use_tuning(file: Path) -> None:
+    """Launches of this process look up a file from now on. Raises ModelLoadError."""
+    from bridle_kernels.tuning import TuningError, read, use
+
+    try:
+        use(read(file))
+    except TuningError as problem:
         raise ModelLoadError(problem.file, problem.problem) from problem

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bridle_kernels.attention.segment import MassShift, Segment
-from bridle_kernels.attention.shapes import key_count
+from bridle_kernels.attention.segment import Capture, MassShift, Segment
+from bridle_kernels.attention.shapes import key_count, value_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,3 +143,24 @@ def _mixed(mix: Tensor, values: Tensor, seen: Tensor) -> Tensor:
     read = read_mix(mix, seen)
     used = torch.where((read != 0).any(1)[:, :, None, None], values, 0.0).float()
     return torch.einsum("rkl,rlhd->rkhd", read, used).to(values.dtype)
+
+
+def numbers(value: float | Tensor, count: int, device: torch.device) -> Tensor:
+    """[count] float32 of a number, a tensor of one, or [count]."""
+    if isinstance(value, Tensor):
+        return value.float().expand(count).contiguous()
+    return torch.full((count,), float(value), device=device)
+
+
+def capture_columns(segment: Segment, capture: Capture, device: torch.device) -> Tensor:
+    """The columns of a capture, [C or 1, S] int32."""
+    if capture.columns is None:
+        return torch.arange(value_count(segment), dtype=torch.int32, device=device)[None]
+    return capture.columns.to(torch.int32).contiguous()
+
+
+def column_mix(mix: Tensor, seen: Tensor, taken: Tensor, columns: Tensor) -> Tensor:
+    """[C, L, S]: the captured columns of each captured row's pre-mix, 0 for column -1."""
+    read = read_mix(mix, seen).index_select(0, taken)
+    index = columns.long().expand(len(taken), -1)[:, None].expand(-1, read.shape[1], -1)
+    return torch.where(index >= 0, read.gather(2, index.clamp(min=0)), 0.0)

@@ -44,6 +44,11 @@ def tiles(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> Tiles:
     return Tiles(*split(dim), *_largest(dim, dtype, keys, biased))
 
 
+def bucket(dim: int, keys: int, biased: bool) -> str:
+    """Name of all shapes that `tiles` does not tell apart."""
+    return f"dim={dim} keys={'few' if keys <= ONE_TILE else 'many'} bias={'yes' if biased else 'no'}"
+
+
 def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int, int, int, int]:
     """Queries, keys, warps and stages."""
     if dtype == torch.float32:
@@ -63,3 +68,11 @@ def column_tiles(dim: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:
         return Tiles(low, high, 16, 16, 8, 1)
     return Tiles(low, high, 16 if dim > 96 else 32, 32, 4, 1)
+
+
+def gradient_tiles(dim: int, dtype: torch.dtype) -> Tiles:
+    """Of the kernels of gradients. dtype: what products are computed in."""
+    low, high = split(dim)
+    if dtype == torch.float32:
+        return Tiles(low, high, 16, 16, 8, 1)
+    return Tiles(low, high, 64 if dim <= 40 else 32, 32, 4 if dim <= 64 else 8, 1)

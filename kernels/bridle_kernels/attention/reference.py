@@ -43,7 +43,7 @@ def attention(
             else:
                 term = _plain(q, segment, group, scale, causal, float32_scores)
             weight = segment.weight
-            term = _weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
+            term = weighted(term, pick(weight, group) if isinstance(weight, Tensor) else weight)
             total = _add_rows(total, term, group)
     return deliver(q.new_zeros(q.shape) if total is None else total, q.dtype, gate, out)
 
@@ -80,7 +80,7 @@ def _add_rows(total: Tensor | None, term: Tensor, group: RowGroup) -> Tensor:
     return total.to(dtype).index_add(0, torch.tensor(group.rows, device=term.device), term.to(dtype))
 
 
-def _weighted(term: Tensor, weight: float | Tensor) -> Tensor:
+def weighted(term: Tensor, weight: float | Tensor) -> Tensor:
     """weight * term [r, N, ...] in at least float32; weight: a number, [], [r] or [r, N]. 0 gives 0, even from NaN."""
     if not isinstance(weight, Tensor):
         if weight == 1.0:
@@ -93,5 +93,5 @@ def _weighted(term: Tensor, weight: float | Tensor) -> Tensor:
 
 def deliver(total: Tensor, dtype: torch.dtype, gate: float | Tensor | None, out: Tensor | None) -> Tensor:
     """gate * total as [R, N, H*d] of `dtype`, or added to out."""
-    total = total.flatten(2) if gate is None else _weighted(total, gate).flatten(2)
+    total = total.flatten(2) if gate is None else weighted(total, gate).flatten(2)
     return total.to(dtype) if out is None else out.add_(total.to(accumulator(total.dtype)))
