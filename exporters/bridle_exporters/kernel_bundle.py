@@ -33,13 +33,14 @@ def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, byt
 
 
 def _chosen(dims: Iterable[int] | None, only: str) -> list[Variant]:
+    """Those of text encoders, which are causal, are always among them: their head dimension is not the U-Net's."""
     wanted = None if dims is None else set(dims)
-    return [
-        variant
-        for variant in variants()
-        if only in variant.name
-        and (wanted is None or "DIM" not in variant.constants or variant.constants["DIM"] in wanted)
-    ]
+
+    def serves(variant: Variant) -> bool:
+        dim = variant.constants.get("DIM")
+        return wanted is None or dim is None or dim in wanted or bool(variant.constants.get("CAUSAL"))
+
+    return [variant for variant in variants() if only in variant.name and serves(variant)]
 
 
 def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:

@@ -21,7 +21,8 @@ from bridle_kernels.residual_add import triton as residual_kernels
 class TritonOps(ReferenceOps):
     """`Ops` on GPU tensors of float32, float16 or bfloat16; on CPU tensors in Triton's interpreter.
 
-    Products and convolutions are PyTorch's. What has no kernel, and what needs a gradient, the reference computes.
+    Products and convolutions are PyTorch's. What has no kernel the reference computes, and what needs a gradient, except
+    attention.
     """
 
     def conv2d(

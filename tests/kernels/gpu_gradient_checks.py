@@ -46,7 +46,8 @@ def two_pieces() -> tuple[Tensor, list[Segment]]:
     k, v = rand(4, 1, 5, H, 8).float(), rand(5, 1, 5, H, 8).float()
     lengths = (torch.tensor([21, 0, 13], dtype=torch.int32), torch.tensor([2, 0, 5], dtype=torch.int32))
     pieces = (replace(segment.pieces[0], length=lengths[0]), Piece(k, v, lengths[1]))
-    return q, [replace(segment, pieces=pieces, weight=rand(6, 3, 19).float())]
+    bias, capture = rand(9, 1, 1, 1, 26).float(), Capture(torch.tensor([[23, 4]]), torch.zeros(3, 19, 2))
+    return q, [replace(segment, pieces=pieces, weight=rand(6, 3, 19).float(), bias=bias, capture=capture)]
 
 
 def row_maps() -> tuple[Tensor, list[Segment]]:

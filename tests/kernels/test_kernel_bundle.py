@@ -15,8 +15,9 @@ pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
 import bridle
 from bridle.backends.bundled_kernels import use_kernels
+from bridle_exporters import kernel_bundle
 from bridle_exporters.aot import Compiled
-from bridle_exporters.kernel_bundle import write_bundle
+from bridle_exporters.kernel_bundle import export_kernels, write_bundle
 from bridle_kernels.attention import Capture, MassShift, Piece, Segment, gpu
 from bridle_kernels.cuda_driver import CudaDriver, DriverError
 from bridle_kernels.geglu import triton as geglu
@@ -131,6 +132,8 @@ def networks(dtype: torch.dtype) -> None:
         ops.layer_norm(image.flatten(2).transpose(1, 2), one, one, 1e-5)
         ops.geglu(torch.zeros(2, 9, 16, dtype=dtype), torch.zeros(2 * channels, 16, dtype=dtype), two)
         resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
+    text = torch.zeros(2, 77, 12, 64, dtype=dtype)
+    ops.attention(text, [Segment((Piece(text, text),))], causal=True)
     for dim in (40, 64, 80, 160):
         for tokens in (4096, 64):
             attention(dim, tokens, tokens, dtype)
@@ -140,9 +143,21 @@ def networks(dtype: torch.dtype) -> None:
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
+def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
+    """Of an image's attention to itself, or, where its keys are text, of its queries and a captured column."""
+    q = torch.zeros(1, 256, 8, dim, dtype=dtype, requires_grad=True)
+    k = torch.zeros(1, keys, 8, dim, dtype=dtype, requires_grad=keys != 77)
+    maps = torch.zeros(1, 256, 1)
+    capture = Capture(torch.tensor([[5]]), maps) if keys == 77 else None
+    (gpu.attention(q, [Segment((Piece(k, k),), capture=capture)]).sum() + maps.sum()).backward()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
     networks(dtype)
+    for dim in (40, 64, 80, 160):
+        gradients(dim, 256, dtype)
+        gradients(dim, 77, dtype)
     assert not [(launch.kernel, launch.constants) for launch in compiled]
     assert len(driver.starts) > 40 and len(driver.loads) < len(driver.starts)
     geglu.gated(torch.zeros(1, 2))
@@ -270,3 +285,11 @@ def test_the_driver_is_called_as_c_wants_it(library: Library) -> None:
 def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
     with pytest.raises(DriverError, match="cuModuleLoadData failed with CUDA error 200"):
         CudaDriver(library).load(b"other", "_kernel", 0)
+
+
+def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(kernel_bundle, "compile_all", lambda names, archs, jobs: asked.extend(names) or iter(()))
+    export_kernels(tmp_path, ARCH, dims=[40], only="attention_")
+    assert {"attention_self_40_fp16", "attention_gradient_keys_40_bf16", "attention_causal_64_fp32"} <= set(asked)
+    assert not [name for name in asked if "40" not in name and "causal" not in name]
