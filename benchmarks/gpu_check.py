@@ -1,186 +1,177 @@
-"""One command for whoever has a GPU: checks every GPU kernel against its definition, times it, writes one JSON.
+"""One command for whoever has a GPU: is everything right, how fast is it, and beside whom. One JSON and one plot.
 
-    python benchmarks/gpu_check.py --out results.json
+    python benchmarks/gpu_check.py --out gpu_check.json
 
-Each kernel is compared with the float64 definition by the acceptance rule of tests/numerics.py, twice, for equal bits.
-guide_step_blend is also timed beside the PyTorch expression of the same step in the same process: median of several runs,
-L2 flushed between them. Builds the native module first where it is missing.
+In the order of weight: every kernel by the acceptance rule; the backend beside the reference, from request to picture; what the
+device and each kernel reach; ours, diffusers eager and diffusers compiled in turns; the first image. Every part has a
+process of its own and a limit of time, so the JSON is always written in time, with what went wrong in it.
+
+Builds the native module where it is missing. Needs no network: wheels of missing modules are taken from --wheels. Without
+diffusers there are no peers. Exit codes: 0 all is right, 1 something is not, 2 nothing could be checked.
 """
 
 import argparse
-import importlib
+import importlib.util
 import json
-import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from datetime import UTC, datetime
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from gpu import preflight, report
+from gpu.kernels import modules
+from gpu.plot import draw
+from gpu.schedule import Budget, Part, Record, Running, failures, run_together
 
-ROOT = Path(__file__).parents[1]
-RUNS = 30
-FLUSH_BYTES = 256 * 1024 * 1024
-MODULES = ("gpu_norm_checks", "gpu_attention_checks")
-"""Of tests/kernels: each yields checks by name."""
+RESERVE = 15.0
+"""Seconds for the report."""
+BUILD_SECONDS = 150.0
+QUIET = 0.5
+"""From this part of the time on nothing else may use the GPU than what is measured."""
 
 
-def main() -> None:
-    """Exits with 2 where PyTorch sees no GPU, with 1 where a check fails."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"))
-    out: Path = parser.parse_args().out
-    if not torch.cuda.is_available():
-        print("gpu_check: PyTorch sees no GPU; nothing was checked", file=sys.stderr)
-        raise SystemExit(2)
-    build_core()
-    report = {
-        **machine(),
-        "kernels": [row for module in MODULES for row in checked(module, "cuda")],
-        "guide_step_blend": {"checks": check(), "timings": timings()},
-    }
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
-    failed = [row for row in report["kernels"] + report["guide_step_blend"]["checks"] if row["problem"]]
-    raise SystemExit(1 if failed else 0)
+    parser.add_argument("--plot", type=Path, help="default: beside the JSON")
+    parser.add_argument(
+        "--minutes", type=float, default=9.5, help="of the whole command; more time, more compiled rows"
+    )
+    parser.add_argument("--wheels", type=Path, help="a folder of wheels to install for this run alone")
+    parser.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tries the command, checks nothing"
+    )
+    parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: networks for tests")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="PART", help="correctness, rates, timings, first_image"
+    )
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as workspace:
+        return Check(arguments, Path(workspace)).run()
 
 
-def machine() -> dict[str, Any]:
-    """Everything a reader needs to place the numbers."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git.stdout.strip(),
-        "gpu": torch.cuda.get_device_name(),
-        "capability": torch.cuda.get_device_capability(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": importlib.import_module("triton").__version__,
-    }
+class Check:
+    """One run of the command."""
 
+    def __init__(self, arguments: argparse.Namespace, workspace: Path) -> None:
+        self._arguments = arguments
+        self._workspace = workspace
+        self._budget = Budget(60.0 * arguments.minutes - RESERVE)
+        self._whole = self._budget.left
+        self._results: list[Record] = []
+        self._paths: list[str] = []
+        self._peers = False
 
-def build_core() -> None:
-    """Builds `bridle_kernels._core` beside its package, if it cannot be imported. Wants CMake, Ninja and pybind11."""
-    package = ROOT / "kernels" / "bridle_kernels"
-    if list(package.glob("_core.*")):
-        return
-    pybind11 = importlib.import_module("pybind11").get_cmake_dir()
-    with tempfile.TemporaryDirectory() as build:
-        found = [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"]
-        subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *found], check=True)
-        subprocess.run(["cmake", "--build", build, "--target", "_core"], check=True)
-        for module in Path(build).glob("_core.*"):
-            shutil.copy(module, package)
-
-
-def checked(module: str, device: str) -> list[dict[str, Any]]:
-    """Every check of a module, and what was wrong."""
-    sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "kernels")]
-    rows = []
-    for name, run in importlib.import_module(module).checks(device):
+    def run(self) -> int:
+        """The exit code; the JSON is written in any case."""
         try:
-            run()
-            rows.append({"check": name, "problem": None})
-        except Exception as problem:
-            rows.append({"check": name, "problem": f"{type(problem).__name__}: {problem}"})
-    return rows
+            self._prepare()
+            self._run_parts()
+        except preflight.MissingError as problem:
+            return self._write(str(problem))
+        return self._write(None)
 
+    def _prepare(self) -> None:
+        """Raises MissingError."""
+        site = None
+        if self._arguments.wheels is not None:
+            site = self._workspace / "site"
+            preflight.install_wheels(self._arguments.wheels, site)
+            sys.path.append(str(site))
+        preflight.check(site)
+        if self._arguments.device == "cuda" and report.machine()["gpu"] is None:
+            raise preflight.MissingError("no GPU: nvidia-smi names none")
+        preflight.build_core(min(BUILD_SECONDS, self._budget.left))
+        self._paths = preflight.import_paths(site)
+        self._peers = importlib.util.find_spec("diffusers") is not None
 
-def check() -> list[dict[str, Any]]:
-    """Every case of the CPU tests on the GPU."""
-    sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "kernels")]
-    cases = importlib.import_module("test_guide_step_blend")
-    rule = importlib.import_module("numerics").assert_as_good_as_peer
-    reference = importlib.import_module("bridle_kernels.guide_step_blend.reference").guide_step_blend
-    kernel = importlib.import_module("bridle_kernels.guide_step_blend.triton").guide_step_blend
-    rows = []
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        for seed, case in enumerate(cases.CASES):
-            given = cases.arguments(case, seed=seed, dtype=dtype)
-            exact = reference(**cases.converted(given, lambda v: v.double()))
-            outputs = kernel(**on_gpu(given))
-            rows.append(
-                {"case": str(case), "dtype": str(dtype), "problem": problem(rule, outputs, exact, given, cases)}
-            )
-    return rows
+    def _run_parts(self) -> None:
+        ahead = self._start_ahead()
+        try:
+            if self._wants("correctness"):
+                self._together(self._correctness(), self._budget.left)
+            self._wait(ahead)
+        finally:
+            for running in ahead:
+                running.stop()
+                self._results.append(running.result())
+        for name, limit in (("rates", 60.0), ("timings", 600.0), ("first_image", 60.0)):
+            if self._wants(name):
+                reserved = 40.0 if name == "timings" and self._wants("first_image") else 0.0
+                for parts in self._measured(name, limit):
+                    self._together(parts, self._budget.left - reserved)
 
+    def _wants(self, name: str) -> bool:
+        return not self._arguments.only or name in self._arguments.only
 
-def problem(rule: Callable[..., None], outputs: Any, exact: Any, given: Any, cases: Any) -> str | None:
-    """None, or which part of the rule failed."""
-    peer = importlib.import_module("bridle_kernels.guide_step_blend.reference").guide_step_blend(**given)
-    try:
-        for one, best, other, magnitude in zip(outputs, exact, peer, cases.magnitudes(given), strict=True):
-            rule(one.cpu(), best, other, magnitude, depth=24)
-    except AssertionError as failure:
-        return str(failure)
-    return None
+    def _correctness(self) -> list[Part]:
+        """Beside each other: most of their time is the float64 reference on the CPU."""
+        if self._arguments.device != "cuda":
+            return [self._part("parity:controls", 120.0), self._part("parity:loop", 120.0)]
+        kernels = [self._part(f"kernels:{module}", 180.0) for module in modules()]
+        parity = [self._part(f"parity:{what}", 180.0) for what in ("controls", "loop")]
+        return [*kernels, self._part("step_kernel", 120.0), *parity]
 
+    def _measured(self, name: str, limit: float) -> list[list[Part]]:
+        """Parts of a name, one after another: nothing runs beside what is timed."""
+        if name == "first_image":
+            return [[self._part(f"first_image:{who}", limit)] for who in self._systems()]
+        if name == "timings":
+            full = [[self._part(f"parity:{family}", 60.0)] for family in ("sd15", "sdxl")]
+            return [*full, [self._part("timings", limit)]]
+        return [[self._part(name, limit)]]
 
-def on_gpu(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments in GPU memory."""
-    return {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in given.items()}
+    def _systems(self) -> tuple[str, ...]:
+        return ("ours", "eager") if self._peers else ("ours",)
 
+    def _start_ahead(self) -> list[Running]:
+        """Weights are written and peers compiled while the CPU checks."""
+        if not (self._wants("timings") or self._wants("first_image")):
+            return []
+        limit = max(1.0, self._budget.left - (1.0 - QUIET) * self._whole)
+        parts = [self._part(f"ahead:{family}", limit) for family in ("sd15", "sdxl")]
+        return [Running(part, self._workspace, self._paths, limit) for part in parts]
 
-def timings() -> list[dict[str, Any]]:
-    """Milliseconds of kernel and PyTorch expression for batches of SD1.5 and SDXL latents."""
-    kernel = importlib.import_module("bridle_kernels.guide_step_blend.triton").guide_step_blend
-    return [timing(kernel, samples, side) for samples in (1, 8, 32) for side in (64, 128)]
+    def _wait(self, ahead: Sequence[Running]) -> None:
+        """Until all is compiled or half of the time is over."""
+        while self._budget.left > (1.0 - QUIET) * self._whole and not all([one.ended() for one in ahead]):
+            time.sleep(0.2)
 
+    def _part(self, name: str, limit: float) -> Part:
+        options = {"device": self._arguments.device, "size": self._arguments.size, "workspace": str(self._workspace)}
+        return Part(name, limit, options)
 
-def timing(kernel: Callable[..., Any], samples: int, side: int) -> dict[str, Any]:
-    """Two rows a sample, two history slots."""
-    generator = torch.Generator(device="cuda").manual_seed(0)
+    def _together(self, parts: Sequence[Part], seconds: float) -> None:
+        self._results += run_together(parts, self._workspace, self._paths, seconds)
 
-    def values(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device="cuda")
-
-    image = (samples, 4, side, side)
-    eps, latents, history = values(2 * samples, *image[1:]).half(), values(*image), values(samples, 2, *image[1:])
-    whole = torch.arange(2 * samples, dtype=torch.int32, device="cuda")
-    zeros = torch.zeros_like(whole)
-    names = ("noise", "known", "known_noise", "known_coefficients", "mask", "has_known", "weights")
-    given = {
-        "term_start": torch.arange(0, 2 * samples + 1, 2, dtype=torch.int32, device="cuda"),
-        "term_row": whole,
-        "term_coefficient": values(2 * samples),
-        "term_weight": zeros - 1,
-        "term_top": zeros,
-        "term_left": zeros,
-        "latents": latents,
-        "history": history,
-        "coefficients": values(samples, 5),
-        **dict.fromkeys(names),
-    }
-    c, g = given["coefficients"][:, :, None, None, None], given["term_coefficient"].reshape(samples, 2, 1, 1, 1)
-
-    def expression() -> torch.Tensor:
-        m = (g * eps.float().reshape(samples, 2, *image[1:])).sum(1)
-        return c[:, 0] * latents + c[:, 1] * m + c[:, 3] * history[:, 0] + c[:, 4] * history[:, 1]
-
-    ours, peer = median_ms(lambda: kernel(eps, **given)), median_ms(expression)
-    moved = eps.nbytes + latents.nbytes * 3 + history.nbytes
-    return {"samples": samples, "side": side, "ms": ours, "torch_ms": peer, "ratio": peer / ours, "bytes": moved}
-
-
-def median_ms(run: Callable[[], object]) -> float:
-    """Median of RUNS runs after a warm-up."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    measured = []
-    for index in range(RUNS + 5):
-        flush.zero_()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        if index >= 5:
-            measured.append(begin.elapsed_time(end))
-    return statistics.median(measured)
+    def _write(self, missing: str | None) -> int:
+        """Writes JSON and plot."""
+        found: dict[str, Any] = {
+            **report.machine(),
+            "minutes": round((self._whole - self._budget.left) / 60.0, 2),
+            "missing": missing,
+            "peers": self._peers,
+            "failures": failures(self._results),
+            "requirements": report.requirements(self._results),
+            "goals": report.GOALS,
+            "parts": self._results,
+        }
+        self._arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            draw(found, self._arguments.plot or self._arguments.out.with_suffix(".png"))
+        except ImportError as problem:
+            print(f"gpu_check: no plot: {problem}", file=sys.stderr)
+        print(report.table(self._results))
+        for line in found["failures"]:
+            print("wrong:", line, file=sys.stderr)
+        if missing is not None:
+            print(f"gpu_check: nothing was checked: {missing}", file=sys.stderr)
+            return 2
+        return 1 if found["failures"] else 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -78,10 +78,10 @@ def build(
     }
     if not workload.steps:
         return lambda: {"images": calls["decoder"](needed["decoder"].inputs)[0].float()}
-    factors = _factors(workload, side)
+    weights = factors(workload, side)
 
     def run() -> Outputs:
-        outputs = _denoise(calls["denoiser"], needed["denoiser"].inputs, workload, factors)
+        outputs = _denoise(calls["denoiser"], needed["denoiser"].inputs, workload, weights)
         if workload.decodes:
             images = calls["decoder"]((outputs["latents"],))[0].float()
             outputs["images"] = (images / 2.0 + 0.5).clamp(0.0, 1.0).permute(0, 2, 3, 1)
@@ -104,7 +104,7 @@ def _denoise(call: Call, inputs: Inputs, workload: Workload, factors: Tensor) ->
     return {"latents": latents, **{f"map {index}": found.float() for index, found in enumerate(maps)}}
 
 
-def _factors(workload: Workload, side: int) -> Tensor:
+def factors(workload: Workload, side: int) -> Tensor:
     """[rows of a request, 1, h, w]: what each row's output counts; regions have theirs inside of their boxes."""
     pair = torch.tensor([1.0 - GUIDANCE, GUIDANCE])[:, None, None, None]
     if workload.region_mode is None:

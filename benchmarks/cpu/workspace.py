@@ -72,7 +72,8 @@ class Workspace:
 
 def control_folders(workload: Workload) -> list[str]:
     """In the model's folder."""
-    return ["controlnet", "controlnet-2"][: workload.controlnets]
+    names = ["controlnet", *(f"controlnet-{index}" for index in range(2, workload.controlnets + 1))]
+    return names[: workload.controlnets]
 
 
 def _second_controlnet(model: Path) -> None:

@@ -1,0 +1,87 @@
+"""What the parts found, as one JSON: where it ran, what is required, what of it is met."""
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+CONTROL_ROWS = (
+    "sd15-controlnet", "sd15-controlnets-3", "sd15-regions-attention", "sd15-regions-latent", "sd15-edit", "sd15-capture",
+    "sd15-image-prompt", "sdxl-controlnet", "sdxl-controlnets-3",
+)  # fmt: skip
+AT_LEAST = {"sd15": 1.3, "sdxl": 1.3, **dict.fromkeys(CONTROL_ROWS, 2.0)}
+"""Ours over the fastest peer that was measured; every other row must be faster."""
+AT_MOST = {"sd15-capture": 1.03, "sd15-regions-attention": 1.04}
+"""Our time of a row over that of our plain row: capture, and four regions."""
+GOALS = {"sd15": 200.0, "sdxl": 33.0}
+"""Steps per second on an H200."""
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs, without starting CUDA in this process."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:
+        gpu = ""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git.stdout.strip(),
+        "gpu": gpu or None,
+        "python": sys.version.split()[0],
+        "versions": {
+            name: found for name in ("torch", "triton", "diffusers", "transformers") if (found := _version(name))
+        },
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def requirements(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every required figure, what was measured (None: nothing), and whether that meets it."""
+    rows = {row["name"]: row for result in results if result["part"].startswith("timings") for row in result["found"]}
+    found = []
+    for name, row in rows.items():
+        ratios = row.get("ratios") or {}
+        found.append(
+            _required(f"{name}: faster than every peer", AT_LEAST.get(name, 1.0), min(ratios.values(), default=None))
+        )
+    for name, most in AT_MOST.items():
+        own, plain = (_ours(rows.get(n)) for n in (name, "sd15"))
+        got = None if own is None or plain is None else own / plain
+        found.append({"name": f"{name}: over the plain row", "at_most": most, "got": got,
+                      "met": None if got is None else got <= most})  # fmt: skip
+    return found
+
+
+def _required(name: str, least: float, got: float | None) -> dict[str, Any]:
+    return {"name": name, "at_least": least, "got": got, "met": None if got is None else got >= least}
+
+
+def _ours(row: Mapping[str, Any] | None) -> float | None:
+    return None if row is None else row.get("systems", {}).get("ours", {}).get("ms")
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Lines for people."""
+    lines = []
+    for result in results:
+        wrong = [r for r in result["found"] if r.get("problem")]
+        state = result["problem"] or f"{len(result['found']) - len(wrong)} of {len(result['found'])} are right"
+        lines.append(f"{result['part']:<28} {result['seconds']:>6.1f} s  {state}")
+        for row in result["found"]:
+            systems = row.get("systems") or {}
+            figures = [f"{name} {entry['ms']:.2f} ms" for name, entry in systems.items() if "ms" in entry]
+            if figures:
+                lines.append(f"  {row['name']:<26} {', '.join(figures)}")
+    return "\n".join(lines)
