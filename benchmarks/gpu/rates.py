@@ -27,12 +27,12 @@ class Case:
     flops: int
 
 
+@torch.no_grad()
 def run(context: Context) -> Iterator[dict[str, Any]]:
     """The ceilings first, then one record per kernel."""
     from bridle_kernels.ops import ReferenceOps
     from bridle_kernels.triton_ops import TritonOps
 
-    torch.set_grad_enabled(False)
     peaks = ceilings(context)
     yield {"name": "ceilings", **peaks, "problem": None}
     ops = TritonOps() if context.device == "cuda" else ReferenceOps()

@@ -30,9 +30,9 @@ Run = Callable[[], float]
 """Runs once: seconds."""
 
 
+@torch.no_grad()
 def run(context: Context) -> Iterator[dict[str, Any]]:
     """One record per row."""
-    torch.set_grad_enabled(False)
     engines: dict[str, bridle.Engine] = {}
     for name, row in ROWS.items():
         if not models.ready(context.workspace, row.family):
@@ -43,9 +43,9 @@ def run(context: Context) -> Iterator[dict[str, Any]]:
             yield measured(context, name, row, engines)
 
 
+@torch.no_grad()
 def compile_ahead(context: Context) -> Iterator[dict[str, Any]]:
     """Compiles the rows of the family that is the argument until it is ended."""
-    torch.set_grad_enabled(False)
     for name, row in ROWS.items():
         if not row.compiled or row.family != context.argument:
             continue

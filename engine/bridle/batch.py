@@ -1,6 +1,6 @@
 """Rows of several tracks, stacked for one evaluation. Static parts are stacked once per set of tracks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,38 +11,53 @@ from bridle.lowering import Bootstrap, BranchPlan, RowPlan
 from bridle.map_capture import MapCapture
 from bridle.rows import Branch, ContextSegment, Residual, Rows
 from bridle.segment_stack import stack_context
+from bridle.time_rows import TimeRows
 from bridle.track import Track
+from bridle.uploads import Constants
 
 MAX_CELLS = 32 * 64 * 64
 """Latent cells of one evaluation; more rows are evaluated one part after another, so that memory stays bounded."""
 
 
 class Batch:
-    """The rows of `tracks`, all of one row size, in parts of bounded size."""
+    """The rows of `tracks`, all of one row size, in parts of bounded size.
 
-    def __init__(self, tracks: Sequence[Track]) -> None:
+    alone: every track, with the one that it reads, is a part of its own, so that nothing about it depends on the others.
+    """
+
+    def __init__(self, tracks: Sequence[Track], alone: bool = False) -> None:
         height, width = tracks[0].row_size
         most = max(1, MAX_CELLS // (height * width))
-        self._parts = [_Part(tracks, members) for members in _parts(tracks, most)]
+        groups = _families(tracks) if alone else [range(len(tracks))]
+        self._parts = [_Part(tracks, members) for group in groups for members in _parts(tracks, group, most)]
 
-    def rows(self, latents: Tensor, dtype: torch.dtype) -> Iterator[Rows]:
-        """The rows of the tracks' current steps, part by part. latents: [P, C, h, w] float32, before input scaling.
+    def rows(self, latents: Tensor, dtype: torch.dtype) -> tuple[Rows, ...]:
+        """The rows of the tracks' current steps, part by part. latents: [P, C, h, w] float32, before input scaling."""
+        return tuple(part.rows(latents, dtype) for part in self._parts)
 
-        A part's captured maps are added to the tracks' records when the next one is asked for.
-        """
+    def collect(self) -> None:
+        """Adds the maps that were captured since `rows` to the tracks' records."""
         for part in self._parts:
-            captured = part.captured()
-            yield part.rows(latents, dtype, captured)
-            if captured is not None:
-                captured.collect()
+            part.collect()
 
 
-def _parts(tracks: Sequence[Track], most: int) -> list[list[tuple[int, int]]]:
-    """(track, row of the track) of every part. Rows of tracks that read each other stay together."""
+def _families(tracks: Sequence[Track]) -> list[range]:
+    """Tracks that read each other stand together: spans of indices."""
+    starts = [index for index, track in enumerate(tracks) if not _reads_previous(tracks, index)]
+    return [range(start, end) for start, end in zip(starts, [*starts[1:], len(tracks)], strict=True)]
+
+
+def _reads_previous(tracks: Sequence[Track], index: int) -> bool:
+    source = tracks[index].source
+    return source is not None and index > 0 and source is tracks[index - 1]
+
+
+def _parts(tracks: Sequence[Track], group: range, most: int) -> list[list[tuple[int, int]]]:
+    """(track, row of the track) of every part of a group. Rows of tracks that read each other stay together."""
     units: list[list[tuple[int, int]]] = []
-    for index, track in enumerate(tracks):
-        rows = [(index, row) for row in range(len(track.rows))]
-        if track.source is not None and index and track.source is tracks[index - 1]:
+    for index in group:
+        rows = [(index, row) for row in range(len(tracks[index].rows))]
+        if index > group.start and _reads_previous(tracks, index):
             while units and units[-1][0][0] == index - 1:
                 rows = units.pop() + rows
             units.append(rows)
@@ -74,19 +89,27 @@ class _Part:
         self._cross = CrossAttention(self._plans, [self._source(places, place, "mix") for place in range(len(members))])
         self._extra = self._stack_extra()
         self._branch_contexts: dict[tuple[int, ...], ContextSegment] = {}
+        self._branch_time_rows: dict[tuple[int, ...], TimeRows] = {}
+        self._device = self._plans[0].context.device
+        self._constants = Constants(self._device)
+        self._times = TimeRows([plan.time for plan in self._plans])
+        self._captured: MapCapture | None = None
 
-    def captured(self) -> MapCapture | None:
-        """Buffers for the maps that are remembered in this step."""
-        active = [(place, record) for place, track, record in self._records if record.active[track.step]]
-        return MapCapture(active, self._plans[0].context.device) if active else None
+    def collect(self) -> None:
+        """Adds what was captured since `rows` to the records."""
+        if self._captured is not None:
+            self._captured.collect()
+            self._captured = None
 
-    def rows(self, latents: Tensor, dtype: torch.dtype, captured: MapCapture | None) -> Rows:
+    def rows(self, latents: Tensor, dtype: torch.dtype) -> Rows:
         """The primitives of the current steps."""
         steps = [self._tracks[owner].step for owner in self._owners]
-        captures = None if captured is None else captured.sites(len(self._plans[0].kv))
+        active = [(place, record) for place, track, record in self._records if record.active[track.step]]
+        self._captured = MapCapture(active, self._device) if active else None
+        captures = None if self._captured is None else self._captured.sites(len(self._plans[0].kv))
         return Rows(
             sample=self._sample(latents, steps).to(dtype),
-            time=torch.stack([plan.time[step] for plan, step in zip(self._plans, steps, strict=True)]),
+            time=self._times.at(steps),
             context=self._cross.segments(steps, captures),
             extra_channels=self._extra,
             residuals=self._residuals(steps) or None,
@@ -104,14 +127,19 @@ class _Part:
 
     def _sample(self, latents: Tensor, steps: Sequence[int]) -> Tensor:
         """What each row sees of its track's latents, [R, C, h, w], scaled for the model."""
-        samples = []
-        for plan, owner, step in zip(self._plans, self._owners, steps, strict=True):
-            table = self._tracks[owner].table
-            seen = latents[owner] if plan.window is None else plan.window.cut(latents[owner])
-            if plan.bootstrap is not None and step < len(plan.bootstrap.picks):
-                seen = _bootstrapped(plan.bootstrap, seen, step, table.add_noise[step])
-            samples.append(seen * float(table.input_scale[step]))
-        return torch.stack(samples)
+        scales = [self._tracks[owner].table.input_scale[step] for owner, step in zip(self._owners, steps, strict=True)]
+        if all(plan.window is None and plan.bootstrap is None for plan in self._plans):
+            seen = latents.index_select(0, self._constants.upload(np.array(self._owners, np.int32)))
+        else:
+            seen = torch.stack([self._seen(latents, row, step) for row, step in enumerate(steps)])
+        return seen * self._constants.upload(np.array(scales, np.float32))[:, None, None, None]
+
+    def _seen(self, latents: Tensor, row: int, step: int) -> Tensor:
+        plan, owner = self._plans[row], self._owners[row]
+        seen = latents[owner] if plan.window is None else plan.window.cut(latents[owner])
+        if plan.bootstrap is None or step >= len(plan.bootstrap.picks):
+            return seen
+        return _bootstrapped(plan.bootstrap, seen, step, self._tracks[owner].table.add_noise[step])
 
     def _self_rows(self, steps: Sequence[int]) -> tuple[Tensor | None, ...] | None:
         plans = [plan.self_source for plan in self._plans]
@@ -128,7 +156,7 @@ class _Part:
                 reads[row] = source
         if reads == list(range(len(reads))):
             return None
-        return torch.tensor(reads, dtype=torch.int32, device=self._plans[0].context.device)
+        return self._constants.upload(np.array(reads, np.int32))
 
     def _stack_extra(self) -> Tensor | None:
         extra = [plan.extra_channels for plan in self._plans if plan.extra_channels is not None]
@@ -155,7 +183,7 @@ class _Part:
         everyone = len(rows) == len(self._plans)
         return Residual(
             values=values,
-            scale=torch.from_numpy(scale).to(values.device),
+            scale=self._constants.upload(scale),
             rows=None if everyone else tuple(rows),
             mask=torch.cat(masks) if masks else None,
         )
@@ -178,13 +206,19 @@ class _Part:
             weights=first.weights,
             config=first.config,
             rows=tuple(rows),
-            time=torch.stack([member.time[steps[row]] for member, row in zip(members, rows, strict=True)]),
+            time=self._branch_times(place, rows, members).at([steps[row] for row in rows]),
             context=(self._branch_context(place, rows, members),),
             hint=torch.cat([member.hint for member in members]),
-            scale=torch.from_numpy(scale.astype(np.float32)).to(first.hint.device),
+            scale=self._constants.upload(scale.astype(np.float32)),
             mask=torch.cat(masks) if masks else None,
             global_pool=first.global_pool,
         )
+
+    def _branch_times(self, place: int, rows: Sequence[int], members: Sequence[BranchPlan]) -> TimeRows:
+        key = (place, *rows)
+        if key not in self._branch_time_rows:
+            self._branch_time_rows[key] = TimeRows([member.time for member in members])
+        return self._branch_time_rows[key]
 
     def _branch_context(self, place: int, rows: Sequence[int], members: Sequence[BranchPlan]) -> ContextSegment:
         key = (place, *rows)

@@ -1,7 +1,7 @@
 """The cross-attention of a batch of rows in one step: its text, edits of the text's map, and further segments."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bridle.lowering import RowPlan, SegmentPlan, TokenBias, TokenShift
 from bridle.map_edits import active_biases, active_shifts, stack_biases, stack_shifts
-from bridle.rows import ContextSegment, SiteTerms
+from bridle.rows import ContextPiece, ContextSegment, SiteTerms
 from bridle.segment_stack import stack_context
+from bridle.uploads import sent, upload
 from bridle_kernels.attention import Capture, MassShift
 
 Made = TypeVar("Made")
@@ -83,7 +84,7 @@ class CrossAttention:
         maps = [m if isinstance(m, Tensor) else None for m in own]
         numbers = tuple(s * (1.0 if isinstance(m, Tensor) else m) for s, m in zip(scales, own, strict=True))
         if all(m is None for m in maps):
-            weight = self._once(("slot", numbers), lambda: torch.tensor(numbers, device=self._device))
+            weight = self._once(("slot", numbers), lambda: upload(np.array(numbers, np.float32), self._device))
         else:
             weight = self._once(("slot", numbers, *map(id, maps)), lambda: _stack(maps, numbers, None))
         return SiteTerms(weight=weight)
@@ -123,18 +124,13 @@ class CrossAttention:
         if (factors == 1.0).all():
             return None
         key = ("own", factors.tobytes())
-        return self._once(key, lambda: torch.diag_embed(torch.from_numpy(factors)).to(self._device))
+        return self._once(key, lambda: torch.diag_embed(upload(factors, self._device)))
 
     def _source_segment(
         self, steps: Sequence[int], captures: Sequence[Capture | None] | None, mixes: Sequence[bool]
     ) -> ContextSegment:
         """The maps that rows take from their sources, on their own values; captured into the same buffers."""
-        rows = torch.arange(len(self._plans), dtype=torch.int32, device=self._device)
-        reads = self._text.k_rows if self._text.k_rows is not None else rows
-        source = torch.tensor([s if s is not None else r for r, s in enumerate(self._sources)], device=self._device)
-        absent = ~torch.tensor(mixes, device=self._device)
-        (piece,) = self._text.pieces
-        length = None if piece.length is None else piece.length[source]
+        piece, reads = self._once(("source", *mixes), lambda: self._source_piece(mixes))
         read = [plan.mix if mixed else None for plan, mixed in zip(self._plans, mixes, strict=True)]
         terms = [
             SiteTerms(
@@ -146,13 +142,24 @@ class CrossAttention:
             for site in range(self._sites)
         ]
         segment = ContextSegment(
-            pieces=(replace(piece, length=length),),
-            q_rows=source.to(torch.int32),
-            k_rows=reads[source].masked_fill(absent, -1),
-            v_rows=reads.masked_fill(absent, -1),
+            pieces=(piece,),
+            q_rows=reads.queries,
+            k_rows=reads.keys,
+            v_rows=reads.values,
             v_mix=self._mapper(steps, mixes),
         )
         return _with_terms(segment, terms)
+
+    def _source_piece(self, mixes: Sequence[bool]) -> "tuple[ContextPiece, _Reads]":
+        """The text with the lengths of the sources, and the rows that are read."""
+        rows = upload(range(len(self._plans)), self._device)
+        own = self._text.k_rows if self._text.k_rows is not None else rows
+        source = upload([s if s is not None else r for r, s in enumerate(self._sources)], self._device)
+        absent = upload(~np.array(mixes), self._device)
+        (piece,) = self._text.pieces
+        length = None if piece.length is None else piece.length[source]
+        reads = _Reads(source, own[source].masked_fill(absent, -1), own.masked_fill(absent, -1))
+        return replace(piece, length=length), reads
 
     def _mapper(self, steps: Sequence[int], mixes: Sequence[bool]) -> Tensor:
         """[R, L, L]: columns of the source's map -> columns of the row's map."""
@@ -172,7 +179,16 @@ class CrossAttention:
             if plan.mix is not None:
                 height, width = plan.mix.mapper.shape
                 total[row, :height, :width] = plan.mix.mapper * torch.from_numpy(taken[row, :width])
-        return total.to(self._device)
+        return sent(total, self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reads:
+    """[R] int32 each, see `ContextSegment`."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 def _at(items: Sequence[SegmentPlan], place: int) -> SegmentPlan | None:

@@ -23,6 +23,7 @@ from bridle.image_tracks import lower_images
 from bridle.request import Control, ControlNet, Request
 from bridle.request_checks import Prepared, Weights, prepare
 from bridle.request_json import Loading
+from bridle.request_loads import loads
 from bridle.request_lowering import lower_controls
 from bridle.result import BatchError, Result
 from bridle.sampler import Observer, denoise
@@ -56,6 +57,8 @@ def load(
     ort: OrtOptions | None = None,
     kernels: str | Path | None = None,
     tuning: str | Path | None = None,
+    deterministic: bool = False,
+    memory_budget: int | None = None,
 ) -> "Engine":
     """Loads a model folder, a single-file checkpoint, an exported folder or a cached Hugging Face id.
 
@@ -63,10 +66,13 @@ def load(
     prediction_type: "epsilon" or "v_prediction", for single files, which do not say. ort: of backend "ort", which runs
     exported folders and which "auto" takes where there are graphs and no weights. kernels: folder of
     `bridle export-kernels`, for a GPU; this process then starts its kernels from there instead of compiling them. tuning:
-    file of `bridle tune-kernels`, which this process then looks up. Raises ModelLoadError, UnsupportedError and
-    RequestError. Never touches the network.
+    file of `bridle tune-kernels`, which this process then looks up. deterministic: the bits of an image do not depend on
+    the images that it is made with, on any backend; images are then evaluated one after another. memory_budget: bytes of a
+    GPU's memory that may be taken; what does not fit waits in the computer's memory or runs in tiles. Raises
+    ModelLoadError, UnsupportedError, RequestError and MemoryBudgetError. Never touches the network.
     """
     check_name(backend)
+    _check_budget(memory_budget)
     path = _default_model() if model is None else model
     chosen_device = choose_device(device)
     if kernels is not None:
@@ -77,12 +83,12 @@ def load(
         for field, value in (("variant", variant), ("prediction_type", prediction_type)):
             if value is not None:
                 raise RequestError(field, value, "None: an exported folder has one kind of graphs")
-        return _load_graphs(path, backend, chosen_device, dtype, tokenizer, ort)
+        return _load_graphs(path, backend, chosen_device, dtype, tokenizer, ort, deterministic, memory_budget)
     chosen_dtype = choose_dtype(dtype, chosen_device)
     loaded = load_model(
         path,
         dtype=chosen_dtype,
-        device=chosen_device,
+        device=chosen_device if memory_budget is None else torch.device("cpu"),
         variant=variant,
         tokenizer=tokenizer,
         prediction_type=prediction_type,
@@ -94,7 +100,15 @@ def load(
         tokenizer=None if tokenizer is None else str(tokenizer),
         prediction_type=prediction_type,
     )
-    return Engine(choose_backend(backend, loaded, chosen_device, chosen_dtype, ort), Path(path), loading)
+    chosen = choose_backend(
+        backend, loaded, chosen_device, chosen_dtype, ort, deterministic=deterministic, memory_budget=memory_budget
+    )
+    return Engine(chosen, Path(path), loading)
+
+
+def _check_budget(budget: object) -> None:
+    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget <= 0):
+        raise RequestError("memory_budget", budget, "a number of bytes above 0, or None")
 
 
 def _load_graphs(
@@ -104,6 +118,8 @@ def _load_graphs(
     dtype: str | torch.dtype,
     tokenizer: str | Path | None,
     options: OrtOptions | None,
+    deterministic: bool,
+    memory_budget: int | None,
 ) -> "Engine":
     """dtype: "auto" is that of the graphs."""
     loaded = load_graphs(path, tokenizer=tokenizer)
@@ -113,7 +129,10 @@ def _load_graphs(
         dtype=str(chosen).removeprefix("torch."),
         tokenizer=None if tokenizer is None else str(tokenizer),
     )
-    return Engine(choose_backend(backend, loaded, device, chosen, options), Path(path), loading)
+    found = choose_backend(
+        backend, loaded, device, chosen, options, deterministic=deterministic, memory_budget=memory_budget
+    )
+    return Engine(found, Path(path), loading)
 
 
 def _default_model() -> Path:
@@ -151,6 +170,8 @@ class Engine:
         single = isinstance(requests, Request)
         items = _checked_requests(requests)
         prepared = [prepare(self.backend, request, self.control) for request in items]
+        for size, rows, branches in loads(prepared):
+            self.backend.admit(rows, size, branches)
         outcomes = self._run(prepared, callback, progress)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
         if single and failures:
@@ -159,6 +180,13 @@ class Engine:
             raise BatchError(outcomes)
         results = [outcome for outcome in outcomes if isinstance(outcome, Result)]
         return results[0] if single else results
+
+    def warm_up(self, requests: Request | Sequence[Request], *, progress: bool | None = None) -> None:
+        """Samples requests once and forgets the results: kernels are compiled, and graphs captured, for all like them.
+
+        Like them are requests of the same size, number of images and kinds of controls. progress and errors: as `sample`.
+        """
+        self.sample(requests, progress=progress)
 
     def control(self, control: Control) -> Weights:
         """The loaded weights of a control, kept for later requests."""
@@ -183,7 +211,8 @@ class Engine:
                 loaded=[weights for weights in self._controls.values() if isinstance(weights, IPAdapter)],
             )
         if isinstance(control, ControlNet):
-            return load_controlnet(path, dtype=dtype, device=device, base=base)
+            loaded = load_controlnet(path, dtype=dtype, device=self.backend.loading_device, base=base)
+            return self.backend.place_controlnet(loaded, str(path))
         return load_adapter(path, dtype=dtype, device=device, base=base)
 
     @torch.inference_mode()

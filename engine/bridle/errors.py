@@ -33,6 +33,19 @@ class LimitError(RequestError):
     """A request field is well formed but larger than the engine accepts."""
 
 
+class MemoryBudgetError(BridleError):
+    """What was asked for does not fit the budget of device memory; nothing of it was begun.
+
+    need, budget: bytes. what: is asked for.
+    """
+
+    def __init__(self, need: int, budget: int, what: str) -> None:
+        self.need = need
+        self.budget = budget
+        self.what = what
+        super().__init__(f"memory_budget: {what} need {need} bytes, the budget is {budget}"[:512])
+
+
 class UnsupportedError(BridleError):
     """The named backend does not serve a feature of the request."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bridle.networks.configs import ControlNetConfig
 from bridle.rows import KV
+from bridle.uploads import sent
 
 StepScales = NDArray[np.float32]
 """[S] or [S, points]: the strength of a control at each step of the schedule; 0 where it is not active."""
@@ -27,7 +28,7 @@ class Window:
 
     def cut(self, canvas: Tensor) -> Tensor:
         """The window of a canvas [..., H, W]: [..., height, width]."""
-        columns = self._columns(canvas.shape[-1]).to(canvas.device)
+        columns = sent(self._columns(canvas.shape[-1]), canvas.device)
         return canvas[..., self.top : self.top + self.height, :].index_select(-1, columns)
 
     def add_to(self, canvas: Tensor, part: Tensor) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from bridle.track import MapRecord
+from bridle.uploads import upload
 from bridle_kernels.attention import Capture
 
 
@@ -15,7 +17,8 @@ class MapCapture:
         self._entries = tuple(entries)
         most = max(len(record.columns) for _, record in entries)
         padded = [(*record.columns, *((-1,) * (most - len(record.columns)))) for _, record in entries]
-        self._columns = torch.tensor(padded, dtype=torch.int32, device=device)
+        self._columns = np.array(padded, np.int32)
+        self._device = device
         self._captures: dict[tuple[int, tuple[int, ...]], Capture] = {}
 
     def sites(self, count: int) -> tuple[Capture | None, ...]:
@@ -34,10 +37,10 @@ class MapCapture:
         return self._captures[level, members]
 
     def _capture(self, members: tuple[int, ...], size: tuple[int, int]) -> Capture:
-        columns = self._columns[list(members)]
-        rows = torch.tensor([self._entries[i][0] for i in members], dtype=torch.int32, device=columns.device)
+        columns = upload(self._columns[list(members)], self._device)
+        rows = upload([self._entries[i][0] for i in members], self._device)
         shape = (len(members), size[0] * size[1], columns.shape[1])
-        return Capture(columns=columns, out=torch.zeros(shape, device=columns.device), rows=rows)
+        return Capture(columns=columns, out=torch.zeros(shape, device=self._device), rows=rows)
 
     def collect(self) -> None:
         """Adds the buffers to their records."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bridle.lowering import TokenBias, TokenShift
+from bridle.uploads import sent
 from bridle_kernels.attention import MassShift
 
 ActiveBias = tuple[int, TokenBias, float, Tensor]
@@ -29,7 +30,8 @@ def stack_biases(active: Sequence[ActiveBias], rows: int, length: int, device: t
     positions = active[0][3].shape[0]
     total = torch.zeros((rows, 1, positions, length), device=device)
     for row, bias, scale, values in active:
-        total[row, 0][:, list(bias.columns)] += scale * values[:, None]
+        for column in bias.columns:
+            total[row, 0, :, column] += scale * values
     return total
 
 
@@ -58,4 +60,4 @@ def stack_shifts(active: Sequence[ActiveShift], rows: int, device: torch.device)
         share[row, place] = part
         windows[row, place] = window
         filled[row] = place.stop
-    return MassShift(columns.to(device), share.to(device), windows)
+    return MassShift(sent(columns, device), sent(share, device), windows)

@@ -6,9 +6,9 @@ Shapes: R rows, C channels, h x w latent, L tokens, H heads, d head dimension.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -180,6 +180,35 @@ class Rows:
         if self.branches:
             asked.add(Primitive.RESIDUALS)
         return frozenset(asked).union(*(segment.primitives() for segment in self.context))
+
+
+@dataclass(frozen=True, slots=True)
+class StepTerms:
+    """How the outputs of all rows become the next samples: the arguments of `guide_step_blend` but the outputs themselves.
+
+    P samples, T terms, one for each row. All of it is on the device of the latents: what a step is told is data.
+    """
+
+    latents: Tensor
+    coefficients: Tensor
+    term_start: Tensor
+    term_row: Tensor
+    term_coefficient: Tensor
+    term_weight: Tensor
+    term_top: Tensor
+    term_left: Tensor
+    weights: Tensor | None = None
+    history: Tensor | None = None
+    noise: Tensor | None = None
+    known: Tensor | None = None
+    known_noise: Tensor | None = None
+    known_coefficients: Tensor | None = None
+    mask: Tensor | None = None
+    has_known: Tensor | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """By name, as `guide_step_blend` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 _FIELD_PRIMITIVES = {

@@ -6,22 +6,32 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bridle.batch import Batch
 from bridle.errors import Cancelled, NumericFault
-from bridle.rows import Rows
+from bridle.rows import Rows, StepTerms
+from bridle.solvers import SolverTable
 from bridle.track import Track
-from bridle_kernels.guide_step_blend import guide_step_blend
+from bridle.uploads import sent, upload
+
+_NO_FAULT = -1
 
 
 class Evaluator(Protocol):
-    """What the loop needs of a backend."""
+    """What the loop needs of a backend.
+
+    alone: every image is evaluated without the others, so that its bits do not depend on them. runs_ahead: the host shall not
+    wait for the device between steps; an image with a NaN then ends when the first image of its batch does.
+    """
 
     dtype: torch.dtype
+    alone: bool
+    runs_ahead: bool
 
-    def evaluate(self, rows: Rows) -> Tensor:
-        """Model outputs [R, C, h, w] of a batch of rows."""
+    def step(self, parts: Sequence[Rows], terms: StepTerms) -> tuple[Tensor, Tensor]:
+        """The next samples and the guided model outputs, [P, C, h, w] float32 each. parts: all rows of the terms, in order."""
 
 
 @dataclass(slots=True)
@@ -74,17 +84,27 @@ def _denoise_group(
     observer: Observer | None,
     stepped: Callable[[int], object] | None,
 ) -> None:
-    state = _State([track for track in tracks if not track.finished])
+    state = _State([track for track in tracks if not track.finished], evaluator.alone)
     while state.batch is not None:
-        parts = state.batch.rows(state.latents, evaluator.dtype)
-        outputs = torch.cat([evaluator.evaluate(rows) for rows in parts])
-        before, model_outputs = state.advance(outputs)
+        before, guided = _step(evaluator, state)
         if stepped is not None:
             stepped(len(state.tracks))
+        if not evaluator.runs_ahead or state.ends:
+            state.read_faults()
         for index, track in enumerate(state.tracks):
-            _observe(track, observer, before[index], model_outputs[index], state.latents[index])
+            _observe(track, observer, before[index], guided[index], state.latents[index])
         _end_together(state.tracks)
         state.drop_finished()
+
+
+def _step(evaluator: Evaluator, state: "_State") -> tuple[Tensor, Tensor]:
+    """One step of all tracks: the samples before it and the guided model outputs, [P, C, h, w] each."""
+    assert state.batch is not None
+    before = state.latents
+    latents, guided = evaluator.step(state.batch.rows(before, evaluator.dtype), state.terms())
+    state.batch.collect()
+    state.advance(latents, guided)
+    return before, guided
 
 
 def _end_together(tracks: Sequence[Track]) -> None:
@@ -97,9 +117,7 @@ def _end_together(tracks: Sequence[Track]) -> None:
 
 def _observe(track: Track, observer: Observer | None, before: Tensor, output: Tensor, latents: Tensor) -> None:
     step = track.step - 1
-    if not bool(torch.isfinite(latents).all()):
-        track.error = NumericFault(step, "denoise")
-    elif observer is not None and track.shown:
+    if track.error is None and observer is not None and track.shown:
         d0, d1 = (float(value) for value in track.table.denoised[step])
         snapshot = StepSnapshot(
             request_index=track.request_index,
@@ -125,39 +143,66 @@ class _State:
     history: [P, 2 D, C, h, w], slots 0..D-1 samples and D..2D-1 model outputs of earlier steps, slot = step mod D.
     """
 
-    def __init__(self, tracks: Sequence[Track]) -> None:
+    def __init__(self, tracks: Sequence[Track], alone: bool) -> None:
         self.tracks = list(tracks)
-        self.batch: Batch | None = Batch(self.tracks) if self.tracks else None
+        self.batch: Batch | None = None
         self.iteration = 0
         if self.tracks:
+            self._alone = alone
             self.latents = torch.stack([track.latents for track in self.tracks])
             self.depth = max(_history_depth(track) for track in self.tracks)
             count, *shape = self.latents.shape
             self.history = self.latents.new_zeros((count, 2 * self.depth, *shape))
-            self._guidance = _guidance_terms(self.tracks, self.latents.device)
+            self._faults = torch.full((count,), _NO_FAULT, dtype=torch.int32, device=self.latents.device)
+            self._begin()
 
-    def advance(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of all tracks. Returns the samples before it and the guided model outputs, [P, C, h, w] each."""
-        before = self.latents
-        known = _known_arguments(self.tracks, before)
-        self.latents, guided = guide_step_blend(
-            outputs,
-            **self._guidance,
-            latents=before,
-            history=self.history if self.depth else None,
-            coefficients=self._coefficients(),
+    def _begin(self) -> None:
+        """What is constant until a track ends."""
+        device = self.latents.device
+        self.batch = Batch(self.tracks, self._alone)
+        self._since = self.iteration
+        self._guidance = _guidance_terms(self.tracks, device)
+        self._known = _known_arguments(self.tracks, self.latents)
+        self._coefficients = upload(self._coefficient_table(), device)
+        self._levels = None if self._known is None else upload(self._level_table(), device)
+
+    @property
+    def ends(self) -> bool:
+        """Whether a track has no step left."""
+        return any(track.finished for track in self.tracks)
+
+    def terms(self) -> StepTerms:
+        """Of this step. What varies from step to step are rows of tables that the device has."""
+        step = self.iteration - self._since
+        return StepTerms(
+            latents=self.latents,
+            coefficients=self._coefficients[step],
             noise=self._noise(),
-            **known,
+            history=self.history if self.depth else None,
+            known_coefficients=None if self._levels is None else self._levels[step],
+            **self._guidance,
+            **(self._known or {}),
         )
+
+    def advance(self, latents: Tensor, guided: Tensor) -> None:
+        """Takes over what a step has given."""
+        before, self.latents = self.latents, latents
         if self.depth:
             slot = self.iteration % self.depth
             self.history[:, slot] = before
             self.history[:, self.depth + slot] = guided
-        self.iteration += 1
         self._blend_with_sources()
+        bad = ~torch.isfinite(self.latents).flatten(1).all(1) & (self._faults == _NO_FAULT)
+        self._faults = self._faults.masked_fill(bad, self.iteration)
+        self.iteration += 1
         for track in self.tracks:
             track.step += 1
-        return before, guided
+
+    def read_faults(self) -> None:
+        """Ends tracks that have a NaN or an infinity. Waits for the device."""
+        for track, iteration in zip(self.tracks, self._faults.tolist(), strict=True):
+            if iteration != _NO_FAULT and track.error is None:
+                track.error = NumericFault(track.step - (self.iteration - iteration), "denoise")
 
     def _blend_with_sources(self) -> None:
         """Each track's own blend with the track it reads, which stands before it."""
@@ -174,23 +219,35 @@ class _State:
             if track.finished:
                 track.latents = self.latents[index].clone()
         self.tracks = [self.tracks[index] for index in keep]
-        self.batch = Batch(self.tracks) if keep else None
+        self.batch = None
         if keep:
-            self.latents = self.latents[keep]
-            self.history = self.history[keep]
-            self._guidance = _guidance_terms(self.tracks, self.latents.device)
+            kept = upload(keep, self.latents.device)
+            self.latents, self.history, self._faults = self.latents[kept], self.history[kept], self._faults[kept]
+            self._begin()
 
-    def _coefficients(self) -> Tensor:
-        """[P, 3 + 2 D]: sample, model output, noise, then the history slots."""
-        rows = np.zeros((len(self.tracks), 3 + 2 * self.depth), np.float32)
-        for row, track in zip(rows, self.tracks, strict=True):
-            table, step = track.table, track.step
-            row[0], row[1] = table.sample_coefficients[step, 0], table.output_coefficients[step, 0]
-            row[2] = float(np.any(table.noise_coefficients[step]))
-            for offset, values in ((3, table.sample_coefficients), (3 + self.depth, table.output_coefficients)):
-                for age in range(1, min(values.shape[1], step + 1)):
-                    row[offset + (self.iteration - age) % self.depth] = values[step, age]
-        return torch.from_numpy(rows).to(self.latents.device)
+    def _steps_left(self) -> range:
+        """Until the first track ends."""
+        return range(min(len(track.table) - track.step for track in self.tracks))
+
+    def _coefficient_table(self) -> NDArray[np.float32]:
+        """[S, P, 3 + 2 D], of the steps that are left: sample, model output, noise, then the history slots."""
+        rows = np.zeros((len(self._steps_left()), len(self.tracks), 3 + 2 * self.depth), np.float32)
+        for later in self._steps_left():
+            for row, track in zip(rows[later], self.tracks, strict=True):
+                self._fill_coefficients(row, track.table, track.step + later, self.iteration + later)
+        return rows
+
+    def _fill_coefficients(self, row: NDArray[np.float32], table: SolverTable, step: int, iteration: int) -> None:
+        row[0], row[1] = table.sample_coefficients[step, 0], table.output_coefficients[step, 0]
+        row[2] = float(np.any(table.noise_coefficients[step]))
+        for offset, values in ((3, table.sample_coefficients), (3 + self.depth, table.output_coefficients)):
+            for age in range(1, min(values.shape[1], step + 1)):
+                row[offset + (iteration - age) % self.depth] = values[step, age]
+
+    def _level_table(self) -> NDArray[np.float32]:
+        """[S, P, 2]: the noise level of known regions after each step that is left."""
+        levels = [[t.table.add_noise[t.step + later + 1] for t in self.tracks] for later in self._steps_left()]
+        return np.array(levels, np.float32)
 
     def _noise(self) -> Tensor | None:
         """[P, C, h, w]: each track's own draws times their coefficients; None when no track needs any."""
@@ -209,7 +266,8 @@ def _step_noise(track: Track, like: Tensor) -> Tensor | None:
     coefficients = track.table.noise_coefficients[track.step]
     total: Tensor | None = None
     for draw in range(int(track.table.noise_draws[track.step])):
-        noise = torch.randn((1, *like.shape), generator=track.generator, dtype=torch.float32)[0].to(like.device)
+        noise = torch.randn((1, *like.shape), generator=track.generator, dtype=torch.float32)[0]
+        noise = sent(noise, like.device)
         if coefficients[draw] != 0.0:
             term = float(coefficients[draw]) * noise
             total = term if total is None else total + term
@@ -224,12 +282,12 @@ def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, 
     places = {key: place for place, key in enumerate(blends)}
 
     def integers(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=device)
+        return upload(values, device)
 
     return {
         "term_start": integers(np.concatenate(([0], np.cumsum(counts))).tolist()),
         "term_row": integers(range(len(rows))),
-        "term_coefficient": torch.tensor([row.coefficient for row in rows], dtype=torch.float32, device=device),
+        "term_coefficient": upload(np.array([row.coefficient for row in rows], np.float32), device),
         "term_weight": integers([-1 if row.blend is None else places[id(row.blend)] for row in rows]),
         "term_top": integers([0 if row.window is None else row.window.top for row in rows]),
         "term_left": integers([0 if row.window is None else row.window.left for row in rows]),
@@ -237,17 +295,14 @@ def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, 
     }
 
 
-def _known_arguments(tracks: Sequence[Track], latents: Tensor) -> dict[str, Any]:
-    """Known regions of inpainting, at the noise level after this step."""
+def _known_arguments(tracks: Sequence[Track], latents: Tensor) -> dict[str, Tensor] | None:
+    """Known regions of inpainting, None where there are none."""
     if all(track.known is None for track in tracks):
-        return dict.fromkeys(("known", "known_noise", "known_coefficients", "mask", "has_known"))
+        return None
     zeros, ones = torch.zeros_like(latents[0]), torch.ones_like(latents[0, :1])
-    levels = np.array([track.table.add_noise[track.step + 1] for track in tracks], np.float32)
-    flags = [track.known is not None for track in tracks]
     return {
         "known": torch.stack([track.known.clean if track.known else zeros for track in tracks]),
         "known_noise": torch.stack([track.known.noise if track.known else zeros for track in tracks]),
-        "known_coefficients": torch.from_numpy(levels).to(latents.device),
         "mask": torch.stack([track.known.mask if track.known else ones for track in tracks]),
-        "has_known": torch.tensor(flags, dtype=torch.int32, device=latents.device),
+        "has_known": upload([int(track.known is not None) for track in tracks], latents.device),
     }

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bridle.rows import KV, ContextPiece, ContextSegment
+from bridle.uploads import upload
 
 
 def stack_context(rows: Sequence[tuple[KV, ...] | None]) -> ContextSegment:
@@ -23,8 +24,8 @@ def stack_context(rows: Sequence[tuple[KV, ...] | None]) -> ContextSegment:
     reads = [-1 if row is None else places[id(row)] for row in rows]
     length = None
     if min(lengths) < longest:
-        length = torch.tensor([lengths[max(read, 0)] for read in reads], dtype=torch.int32, device=device)
-    indices = None if reads == list(range(len(rows))) else torch.tensor(reads, dtype=torch.int32, device=device)
+        length = upload([lengths[max(read, 0)] for read in reads], device)
+    indices = None if reads == list(range(len(rows))) else upload(reads, device)
     return ContextSegment((ContextPiece(sites, length),), indices, indices)
 
 

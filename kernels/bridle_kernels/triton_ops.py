@@ -1,7 +1,7 @@
 """The vocabulary of the networks over cuDNN, cuBLAS and Triton kernels: images are kept with their channels last."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -128,8 +128,9 @@ class TritonOps(ReferenceOps):
         return x.index_select(0, _index(tuple(rows), x.device))
 
 
-@lru_cache(maxsize=64)
+@cache
 def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
+    """Kept for good: a captured graph reads it by its address."""
     return torch.tensor(rows, dtype=torch.int64, device=device)
 
 

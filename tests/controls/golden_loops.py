@@ -91,6 +91,9 @@ class Watched:
     backend: ReferenceBackend
     dtype: torch.dtype = torch.float32
     outputs: list[Tensor] = field(default_factory=list)
+    alone = False
+    runs_ahead = False
+    step = ReferenceBackend.step
 
     def evaluate(self, rows: Rows) -> Tensor:
         self.outputs.append(self.backend.evaluate(rows))

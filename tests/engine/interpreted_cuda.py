@@ -5,16 +5,17 @@ Prints distances from the reference as JSON: `python interpreted_cuda.py MODEL`,
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from control_cases import CONTROLS, asked
+from fake_cuda import FakeCuda
 from runs import rel_l2
 
 import bridle
-from bridle.backends.cuda import CudaBackend, Program
-from bridle.rows import Rows
+from bridle.backends.step_programs import Outputs, Recorder
 from bridle_kernels.attention import gpu_problem
 from bridle_kernels.attention.launch import Tiles, power
 from bridle_kernels.group_norm import triton as group_norm
@@ -37,19 +38,27 @@ def enlarge_tiles() -> None:
     group_norm.PIXELS = group_norm.SLICE
 
 
-class Interpreted(CudaBackend):
-    """The same, on the CPU."""
+class Ungraphed(FakeCuda):
+    """Runs once, not once more to capture."""
 
-    def make_program(self, rows: Rows) -> Program:
+    def make_recorder(self) -> Recorder:
         """No graph."""
-        return Program(rows, self.compute)
+        return OpByOp()
+
+
+class OpByOp:
+    """See `Recorder`."""
+
+    def capture(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        """What runs it."""
+        return run
 
 
 def main(model: Path) -> None:
     """One step of every case, all in one batch."""
     enlarge_tiles()
     reference = bridle.load(model, backend="reference")
-    backend = Interpreted(reference.backend.model, torch.device("cpu"), torch.float32)
+    backend = Ungraphed(reference.backend.model, torch.device("cpu"), torch.float32)
     engine = bridle.Engine(backend, reference.path)
     requests = [asked(*(CONTROLS[name] for name in case), SMALL) for case in CASES]
     ours, theirs = engine.sample(requests), reference.sample(requests)

@@ -13,7 +13,7 @@ import torch
 import bridle
 from bridle.backends.cuda import CudaBackend
 from bridle.backends.reference import ReferenceBackend
-from bridle.backends.static_rows import StaticRows, described, with_tensors
+from bridle.backends.static_rows import Description, Evaluation, StaticRows
 from bridle.rows import KV, ContextPiece, ContextSegment, Rows, SiteTerms
 from bridle_kernels.attention import Capture
 
@@ -57,41 +57,46 @@ def rows(weight: float | torch.Tensor = 0.5, length: int = 3, tokens: int = 4, s
     capture = Capture(torch.tensor([[0]]), torch.ones(2, 9, 1), scale=scale)
     sites = (SiteTerms(weight, capture=capture), SiteTerms(capture=capture))
     segments = (ContextSegment((piece,)), ContextSegment((piece,), sites=sites))
-    return with_tensors(Rows(torch.randn(2, 4, 3, 3), torch.randn(2, 8), segments))
+    return Rows(torch.randn(2, 4, 3, 3), torch.randn(2, 8), segments)
+
+
+def described(given: Rows) -> Description:
+    return Description(Evaluation(given))
 
 
 def test_values_are_data_and_shapes_are_not() -> None:
-    first = described(rows())
-    assert first == described(rows(weight=0.9, length=1, scale=2.0)) == described(rows(weight=torch.rand(2)))
-    assert first != described(rows(tokens=5))
-    assert first != described(rows(weight=torch.rand(2, 9)))
+    first = described(rows()).key
+    assert first == described(rows(weight=0.9, length=1, scale=2.0)).key == described(rows(weight=torch.rand(2))).key
+    assert first != described(rows(tokens=5)).key
+    assert first != described(rows(weight=torch.rand(2, 9))).key
     apart = rows()
     other = ContextPiece(rows().context[0].pieces[0].sites, apart.context[0].pieces[0].length)
     unshared = Rows(
         apart.sample, apart.time, (apart.context[0], ContextSegment((other,), sites=apart.context[1].sites))
     )
-    assert first != described(unshared), "tensors that two segments share have one place"
+    assert first != described(unshared).key, "keys that two segments share have one place"
 
 
 def test_a_program_reads_new_values_and_hands_out_what_it_wrote() -> None:
     one, two = rows(), rows(weight=0.25)
-    static = StaticRows(one)
-    kept = static.rows.context[0].pieces[0].sites[0].k
-    assert kept is static.rows.context[1].pieces[0].sites[0].k and kept is not one.context[0].pieces[0].sites[0].k
+    static = StaticRows(Evaluation(one), described(one))
+    mine = static.evaluation.rows
+    kept = mine.context[0].pieces[0].sites[0].k
+    assert kept is mine.context[1].pieces[0].sites[0].k and kept is not one.context[0].pieces[0].sites[0].k
     for given in (one, two):
-        static.bind(given)
+        static.bind(described(given))
         assert torch.equal(kept, given.context[0].pieces[0].sites[0].k)
-        assert torch.equal(static.rows.sample, given.sample)
-        before = static.rows.context[1].sites[0].capture.out
+        assert torch.equal(mine.sample, given.sample)
+        before = mine.context[1].sites[0].capture.out
         assert torch.equal(before, given.context[1].sites[0].capture.out)
         before += 1.0
-        also = static.rows.context[1].sites[1].capture.out
+        also = mine.context[1].sites[1].capture.out
         also += 2.0
-        static.hand_out(given)
+        static.hand_out(described(given))
         assert (given.context[1].sites[0].capture.out == 4.0).all(), "two sites add to one buffer"
     two.sample.mul_(2.0)
-    static.bind(two)
-    assert torch.equal(static.rows.sample, two.sample), "changed in place"
+    static.bind(described(two))
+    assert torch.equal(mine.sample, two.sample), "changed in place"
 
 
 def test_auto_passes_it_over_without_a_gpu(folder: Path) -> None:

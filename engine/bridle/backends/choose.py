@@ -50,11 +50,20 @@ def unserved(name: str, primitive: Primitive) -> str | None:
 
 
 def choose_backend(
-    name: str, model: Model, device: torch.device, dtype: torch.dtype, options: OrtOptions | None = None
+    name: str,
+    model: Model,
+    device: torch.device,
+    dtype: torch.dtype,
+    options: OrtOptions | None = None,
+    *,
+    deterministic: bool = False,
+    memory_budget: int | None = None,
 ) -> ReferenceBackend:
     """The named backend, or the first that is available for "auto"; graphs in the place of weights leave only "ort".
 
-    options: of "ort". Raises RequestError, UnsupportedError and ModelLoadError.
+    options: of "ort". deterministic: it evaluates every image alone, see `sampler.Evaluator`. memory_budget: bytes, of "cuda"
+    alone; the model is then in the computer's memory. Raises RequestError, UnsupportedError, ModelLoadError and
+    MemoryBudgetError.
     """
     check_name(name)
     if name == "auto":
@@ -65,11 +74,15 @@ def choose_backend(
         reason = "the folder holds exported graphs and no weights; backend='ort' runs them"
     if reason is not None:
         raise UnsupportedError("this model", name, reason)
+    if memory_budget is not None and name != "cuda":
+        raise UnsupportedError("memory_budget", name, "only the memory that 'cuda' takes on a GPU is counted")
     if name == "ort":
-        return OrtBackend(model, device, dtype, options)
+        return OrtBackend(model, device, dtype, options, alone=deterministic)
     if options is not None:
         raise RequestError("ort", "options", f"None: the backend is '{name}'")
-    return _CLASSES[name](model, device, dtype)
+    if name == "cuda":
+        return CudaBackend(model, device, dtype, alone=deterministic, memory_budget=memory_budget)
+    return _CLASSES[name](model, device, dtype, alone=deterministic)
 
 
 def check_name(name: str) -> None:

@@ -40,12 +40,12 @@ class CpuBackend(ReferenceBackend):
 
     name = "cpu"
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, *, alone: bool = False) -> None:
         self._pool = thread_pool()
         self._packed = PackedWeights(self._pool, packed_cache())
         self._steps = ProgramCache(STEP_PROGRAMS)
         self._networks = ProgramCache(NETWORK_PROGRAMS, LARGEST_IDLE)
-        super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed))
+        super().__init__(model, device, dtype, NativeOps(Immediate(self._pool), self._packed), alone=alone)
 
     @staticmethod
     def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:

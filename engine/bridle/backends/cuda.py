@@ -1,87 +1,67 @@
-"""The CUDA backend: the networks over Triton kernels, cuDNN and cuBLAS; a U-Net and its ControlNets are one CUDA graph."""
+"""The CUDA backend: the networks over Triton kernels, cuDNN and cuBLAS; a whole step is one CUDA graph."""
 
 import importlib.util
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from bridle.backends.reference import ReferenceBackend
-from bridle.backends.static_rows import StaticRows, described, with_tensors
-from bridle.rows import Rows
-from bridle.weights import Model
+from bridle.backends.cuda_graphs import GraphRecorder, SideStreams, exactness
+from bridle.backends.memory_budget import Elsewhere, Load, MemoryBudget
+from bridle.backends.reference import Network, ReferenceBackend, Weights
+from bridle.backends.static_rows import Evaluation
+from bridle.backends.step_programs import InOrder, Lanes, LateResiduals, Outputs, Programs, Recorder
+from bridle.networks import unet
+from bridle.networks.configs import ControlNetConfig
+from bridle.networks.controlnet import branch_residuals
+from bridle.rows import Rows, StepTerms
+from bridle.weights import Component, Model
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels compute in."""
-PROGRAMS = 8
-"""Kinds of rows that are kept, each with the memory of its activations."""
-WARM_UP = 2
-"""Evaluations before a capture: kernels are compiled and algorithms are chosen in them."""
-
-Compute = Callable[[Rows], Tensor]
-
-
-class Program:
-    """One kind of rows: every tensor that it reads and writes has its own place. Evaluated without a graph."""
-
-    def __init__(self, rows: Rows, compute: Compute) -> None:
-        self._static = StaticRows(rows)
-        self._compute = compute
-
-    def run(self, rows: Rows) -> Tensor:
-        """The model outputs [R, C, h, w] of rows of the same description."""
-        self._static.bind(rows)
-        out = self.evaluate()
-        self._static.hand_out(rows)
-        return out
-
-    def evaluate(self) -> Tensor:
-        """Those of the bound rows."""
-        return self._compute(self._static.rows)
-
-
-class CapturedProgram(Program):
-    """The same, captured once and replayed."""
-
-    def __init__(self, rows: Rows, compute: Compute) -> None:
-        super().__init__(rows, compute)
-        side: Any = torch.cuda.Stream(rows.sample.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                super().evaluate()
-        torch.cuda.current_stream().wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._out = super().evaluate()
-
-    def evaluate(self) -> Tensor:
-        """See `Program.evaluate`."""
-        self._graph.replay()
-        return self._out.clone()
+PROGRAMS = 16
+"""Kinds of rows that are kept, each with a graph; they share the memory of their activations."""
 
 
 class CudaBackend(ReferenceBackend):
     """Serves every primitive of the reference on one CUDA device, in float16, bfloat16 and float32. Thread-safe.
 
-    A graph is captured for every size, number of rows and set of features; strengths, prompts, maps, residuals and time
-    steps are data that is copied to it.
+    A graph is captured for every size, bucket of rows and set of features: U-Net, ControlNets beside it, guidance, solver
+    step and blend. Strengths, prompts, maps, schedules and time steps are data that is copied to it. alone: see
+    `sampler.Evaluator`; kernels are then chosen without timing them, and nothing runs on a second stream. memory_budget: bytes
+    of the device's memory that PyTorch may take, see `MemoryBudget`; the model is then given in the computer's memory.
     """
 
     name = "cuda"
+    runs_ahead = True
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        alone: bool = False,
+        memory_budget: int | None = None,
+    ) -> None:
         # Triton takes a second to import, which other backends need not wait for.
+        from bridle_kernels.guide_step_blend.triton import guide_step_blend
         from bridle_kernels.triton_ops import TritonOps
 
-        super().__init__(model, device, dtype, TritonOps())
-        self._programs: OrderedDict[Hashable, Program] = OrderedDict()
-        self._lock = threading.Lock()
+        self._budget = None if memory_budget is None else MemoryBudget(memory_budget, device, dtype.itemsize)
+        if self._budget is not None:
+            model = self._budget.place_model(model)
+            self.limit_memory(self._budget.limit, device)
+        super().__init__(model, device, dtype, TritonOps(), alone=alone)
+        self._guide_step_blend = guide_step_blend
+        # What is fetched on one stream must not be given back while another reads it.
+        self._lanes = InOrder() if alone or memory_budget is not None else self.make_lanes()
+        self._programs = Programs(self.compute, self.make_recorder(), PROGRAMS, sys.stderr.isatty())
+        self._laid_out: dict[int, Weights] = {}
         for component in (model.unet, model.vae):
-            keep_channels_last(component.tensors)
+            self._lay_out(component.tensors)
 
     @staticmethod
     def unavailable() -> str | None:
@@ -99,31 +79,100 @@ class CudaBackend(ReferenceBackend):
             return f"it computes in float32, float16 or bfloat16, not in {str(dtype).removeprefix('torch.')}"
         return None
 
+    def make_recorder(self) -> Recorder:
+        """What captures."""
+        return GraphRecorder(self.device)
+
+    def make_lanes(self) -> Lanes:
+        """Where branches run."""
+        return SideStreams(self.device)
+
+    @staticmethod
+    def limit_memory(limit: int, device: torch.device) -> None:
+        """PyTorch refuses what would go beyond, should the sums be wrong. It is so for all of the process."""
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+
+    @property
+    def loading_device(self) -> torch.device:
+        """See `ReferenceBackend.loading_device`."""
+        return self.device if self._budget is None else torch.device("cpu")
+
+    def place_controlnet(self, component: Component[ControlNetConfig], name: str) -> Component[ControlNetConfig]:
+        """See `ReferenceBackend.place_controlnet`."""
+        if self._budget is None:
+            return component
+        keep_channels_last(component.tensors)
+        return self._budget.place_control(self.model, component, name)
+
+    def admit(self, rows: int, size: tuple[int, int], branches: int) -> None:
+        """See `ReferenceBackend.admit`."""
+        if self._budget is not None:
+            self._budget.admit(self.model, Load(rows, size, branches))
+
+    def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
+        """See `ReferenceBackend.decode_image`; in tiles also where the whole image does not fit."""
+        size = (latents.shape[-2], latents.shape[-1])
+        needed = self._budget is not None and self._budget.tiles(self.model, size)
+        return super().decode_image(latents, tiling or needed)
+
+    @property
+    def captures(self) -> int:
+        """Programs that were made since it was loaded."""
+        return self._programs.captures
+
+    @property
+    def uncaptured(self) -> int:
+        """Those of them that could not be captured and run op by op; why is in the log."""
+        return self._programs.uncaptured
+
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
         self.refuse_unserved(rows)
-        rows = with_tensors(rows)
-        with self._lock:
-            return self._program(rows).run(rows)
+        return self._programs.run(Evaluation(rows), (rows.sample.shape[0],))[0]
 
-    def _program(self, rows: Rows) -> Program:
-        key = described(rows)
-        if key not in self._programs:
-            for branch in rows.branches:
-                keep_channels_last(branch.weights)
-            self._programs[key] = self.make_program(rows)
-        self._programs.move_to_end(key)
-        while len(self._programs) > PROGRAMS:
-            self._programs.popitem(last=False)
-        return self._programs[key]
+    def step(self, parts: Sequence[Rows], terms: StepTerms) -> tuple[Tensor, Tensor]:
+        """See `sampler.Evaluator.step`. Rows in one part are one graph with their terms."""
+        if len(parts) > 1:
+            outputs = torch.cat([self.evaluate(rows) for rows in parts])
+            latents, guided = self._guide_step_blend(outputs, **terms.arguments())
+            return latents, guided
+        self.refuse_unserved(parts[0])
+        samples = terms.latents.shape[0]
+        latents, guided = self._programs.run(Evaluation(parts[0], terms), (samples, samples))
+        return latents, guided
 
-    def make_program(self, rows: Rows) -> Program:
-        """Captures rows."""
-        return CapturedProgram(rows, self.compute)
+    def compute(self, evaluation: Evaluation) -> Outputs:
+        """What a program captures."""
+        with exactness(self.alone):
+            outputs = self._unet(evaluation.rows)
+            if evaluation.terms is None:
+                return (outputs,)
+            latents, guided = self._guide_step_blend(outputs, **evaluation.terms.arguments())
+            return latents, guided
 
-    def compute(self, rows: Rows) -> Tensor:
-        """Evaluates rows op by op."""
-        return super().evaluate(rows)
+    def run_network(self, name: Hashable, weights: Weights, network: Network, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """See `ReferenceBackend.run_network`."""
+        self._lay_out(weights)
+        with exactness(self.alone):
+            return super().run_network(name, weights, network, *inputs)
+
+    def _unet(self, rows: Rows) -> Tensor:
+        """The branches beside the encoder of the U-Net, which reads nothing of them before its middle."""
+        works = [partial(branch_residuals, self.ops, branch, rows.sample) for branch in rows.branches]
+        computed, join = self._lanes.start(works)
+        late = frozenset(point for residuals in computed for point in residuals)
+        residuals = LateResiduals(unet.merged_residuals(rows.residuals, computed), late, join)
+        model = self.model.unet
+        out = unet.unet(self.ops, model.tensors, model.config, rows, residuals)
+        residuals.join()
+        return out
+
+    def _lay_out(self, weights: Weights) -> None:
+        """Before their first use, which for a ControlNet is its hint: no result may depend on what was computed earlier."""
+        if id(weights) not in self._laid_out and not isinstance(weights, Elsewhere):
+            keep_channels_last(weights)
+            self._laid_out[id(weights)] = weights
 
 
 def keep_channels_last(tensors: Mapping[str, Tensor]) -> None:

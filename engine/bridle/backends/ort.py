@@ -47,9 +47,15 @@ class OrtBackend(ReferenceBackend):
     name = "ort"
 
     def __init__(
-        self, model: Model, device: torch.device, dtype: torch.dtype, settings: OrtOptions | None = None
+        self,
+        model: Model,
+        device: torch.device,
+        dtype: torch.dtype,
+        settings: OrtOptions | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
-        super().__init__(model, device, dtype)
+        super().__init__(model, device, dtype, alone=alone)
         self._opener = Opener(settings or OrtOptions(), device)
         self._lock = threading.Lock()
         self._sessions: dict[tuple[str, int], tuple[Weights, Session]] = {}

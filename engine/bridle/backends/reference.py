@@ -1,7 +1,7 @@
 """The reference backend: the networks over PyTorch operators, any device and dtype. Slow and right."""
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -18,9 +18,10 @@ from bridle.networks.configs import (
     UNetConfig,
 )
 from bridle.networks.image_projection import ImageTokens, project_image
-from bridle.rows import KV, Primitive, Rows
+from bridle.rows import KV, Primitive, Rows, StepTerms
 from bridle.weights import Component, IPAdapter, Model
 from bridle.weights.model import ExportedProjection
+from bridle_kernels.guide_step_blend import guide_step_blend
 from bridle_kernels.ops import Ops, ReferenceOps
 
 _ALWAYS = frozenset({Primitive.ADDITIVE_EMBEDDING, Primitive.STEP_TABLES, Primitive.LATENT_BLEND})
@@ -36,11 +37,19 @@ C = TypeVar("C")
 
 
 class ReferenceBackend:
-    """Serves every primitive that has an implementation. Thread-safe: it keeps weights and nothing else."""
+    """Serves every primitive that has an implementation. Thread-safe: it keeps weights and nothing else.
+
+    alone: see `sampler.Evaluator`.
+    """
 
     name = "reference"
+    runs_ahead = False
+    """See `sampler.Evaluator`."""
 
-    def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, ops: Ops | None = None) -> None:
+    def __init__(
+        self, model: Model, device: torch.device, dtype: torch.dtype, ops: Ops | None = None, *, alone: bool = False
+    ) -> None:
+        self.alone = alone
         self.model = model
         self.device = device
         self.dtype = dtype
@@ -55,6 +64,18 @@ class ReferenceBackend:
     def runs_on(device: torch.device, dtype: torch.dtype) -> str | None:
         """None, or the reason why it cannot compute on a device in a dtype."""
         return None
+
+    @property
+    def loading_device(self) -> torch.device:
+        """Where the weights of ControlNets are loaded to, before `place_controlnet`."""
+        return self.device
+
+    def place_controlnet(self, component: Component[ControlNetConfig], name: str) -> Component[ControlNetConfig]:
+        """The ControlNet where it stays. name: of its own."""
+        return component
+
+    def admit(self, rows: int, size: tuple[int, int], branches: int) -> None:
+        """Raises MemoryBudgetError for what does not fit. rows: evaluated at once. size: (height, width) of latents."""
 
     @staticmethod
     def suits(dtype: torch.dtype) -> bool:
@@ -171,6 +192,11 @@ class ReferenceBackend:
         self.refuse_unserved(rows)
         model = self.model.unet
         return unet.unet(self.ops, model.tensors, model.config, rows, unet.all_residuals(self.ops, rows))
+
+    def step(self, parts: Sequence[Rows], terms: StepTerms) -> tuple[Tensor, Tensor]:
+        """See `sampler.Evaluator.step`: the networks part by part, then guidance, solver step and blend."""
+        outputs = torch.cat([self.evaluate(rows) for rows in parts])
+        return guide_step_blend(outputs, **terms.arguments())
 
     def refuse_unserved(self, rows: Rows) -> None:
         """Raises UnsupportedError for a primitive that is not served."""

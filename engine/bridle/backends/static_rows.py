@@ -1,122 +1,161 @@
-"""Rows whose tensors stay where they are: what a CUDA graph reads and writes."""
+"""Rows and terms whose tensors stay where they are: what a CUDA graph reads and writes."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bridle.rows import KV, Branch, Rows, SiteTerms
+from bridle.backends.buckets import all_rows, bucket, room
+from bridle.rows import KV, Branch, Rows, SiteTerms, StepTerms
 from bridle_kernels.attention import Capture, MassShift
 
 _NUMBERS = {(SiteTerms, "weight"), (MassShift, "share"), (Capture, "scale")}
 """Numbers that a request chooses: they become tensors, so that another value is not another program."""
 _WRITTEN = {(MassShift, "out"), (Capture, "out")}
 """Tensors that an evaluation writes."""
-
-
-def with_tensors(rows: Rows) -> Rows:
-    """The same rows with every number that a request chooses as a tensor."""
-
-    def numbers(owner: Any, name: str, value: Any) -> Any:
-        if (type(owner), name) not in _NUMBERS or isinstance(value, Tensor):
-            return value
-        shape = (1, owner.columns.shape[-1]) if isinstance(owner, MassShift) else (_count(owner, rows),)
-        return torch.full(shape, float(value), device=rows.sample.device)
-
-    found: Rows = _mapped(rows, numbers)
-    return found
-
-
-def _count(owner: Any, rows: Rows) -> int:
-    return int(owner.out.shape[0]) if isinstance(owner, Capture) else rows.sample.shape[0]
-
-
-def described(rows: Rows) -> Hashable:
-    """All of rows but the values of their tensors: two that agree can share a program."""
-    places: dict[int, int] = {}
-    shared = tuple(places.setdefault(id(leaf.tensor), place) for place, leaf in enumerate(_leaves(rows)))
-    return _described(rows), shared
-
-
-def _described(value: Any) -> Hashable:
-    if isinstance(value, Tensor):
-        return ("tensor", tuple(value.shape), value.dtype)
-    if isinstance(value, Branch):
-        rest = tuple(_described(getattr(value, f.name)) for f in fields(value) if f.name not in ("weights", "config"))
-        return ("branch", id(value.weights), rest)
-    if is_dataclass(value):
-        return (type(value), tuple(_described(getattr(value, f.name)) for f in fields(value)))
-    if isinstance(value, Mapping):
-        return tuple((key, _described(part)) for key, part in value.items())
-    return tuple(_described(part) for part in value) if isinstance(value, tuple) else value
-
-
-class StaticRows:
-    """A copy of rows in memory of its own, which other rows of the same description can be copied to."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._buffers: dict[int, Tensor] = {}
-        self._bound: list[Tensor | None] = []
-        self._static: list[Tensor] = []
-        self.rows: Rows = _mapped(rows, self._keep)
-
-    def _keep(self, owner: Any, name: str, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        # Who shares a tensor shares its copy: sites that capture into one buffer add up there.
-        if id(value) not in self._buffers:
-            self._buffers[id(value)] = value.clone()
-        buffer = self._buffers[id(value)]
-        self._static.append(buffer)
-        self._bound.append(None)
-        return buffer
-
-    def bind(self, rows: Rows) -> None:
-        """Copies in the values of `rows`. Keys and values of a context that is the same object are there already."""
-        for place, leaf in enumerate(_leaves(rows)):
-            if not leaf.kept or self._bound[place] is not leaf.tensor:
-                self._static[place].copy_(leaf.tensor)
-                self._bound[place] = leaf.tensor
-
-    def hand_out(self, rows: Rows) -> None:
-        """Copies what an evaluation wrote into the tensors of `rows`."""
-        for place, leaf in enumerate(_leaves(rows)):
-            if leaf.written:
-                leaf.tensor.copy_(self._static[place])
+_CHANGING = _WRITTEN | {(Rows, "sample"), (StepTerms, "latents"), (StepTerms, "history")}
+"""Tensors that may be changed in place between two steps. Every other one is what it was as long as it is the same object."""
+_SHARED = (KV, Capture)
+"""Whose tensors have one place where several segments or sites name the same one."""
+_OMITTED: Mapping[type, tuple[str, ...]] = {Branch: ("weights", "config")}
 
 
 @dataclass(frozen=True, slots=True)
-class _Leaf:
-    """A tensor of rows. written: by an evaluation. kept: it never changes, a context's keys or values."""
+class Evaluation:
+    """What a program computes: the model outputs of rows, or, with terms, the whole step."""
+
+    rows: Rows
+    terms: StepTerms | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A tensor. room: the shape of its place. place: of the first leaf that shares it. changing, written: see above."""
 
     tensor: Tensor
+    room: tuple[int, ...]
+    place: int
+    changing: bool
     written: bool
-    kept: bool
 
 
-def _leaves(rows: Rows) -> list[_Leaf]:
-    """Every tensor in order."""
-    found: list[_Leaf] = []
+class Description:
+    """leaves: every tensor, in order. key: all but the values; two evaluations that agree in it can share a program."""
 
-    def collect(owner: Any, name: str, value: Any) -> Any:
+    def __init__(self, evaluation: Evaluation) -> None:
+        self.leaves: list[Leaf] = []
+        self._key: list[Hashable] = []
+        self._places: dict[int, int] = {}
+        self._device = evaluation.rows.sample.device
+        self._visit(evaluation, None, "", evaluation.rows.sample.shape[0])
+        self.key = tuple(self._key)
+
+    def _visit(self, value: Any, owner: Any, name: str, rows: int) -> None:
         if isinstance(value, Tensor):
-            found.append(_Leaf(value, (type(owner), name) in _WRITTEN, isinstance(owner, KV)))
-        return value
+            self._add(value, owner, name, rows)
+        elif is_dataclass(value):
+            kind: type = type(value)
+            self._key.append(kind)
+            if isinstance(value, Branch):
+                self._key += [id(value.weights), None if all_rows(value.rows, rows) else value.rows]
+                rows = rows if all_rows(value.rows, rows) else 0
+            for field in _field_names(kind):
+                self._visit(getattr(value, field), value, field, rows)
+        elif isinstance(value, Mapping):
+            for key, part in value.items():
+                self._key.append(key)
+                self._visit(part, owner, name, rows)
+        elif isinstance(value, tuple) and not (isinstance(owner, Branch) and name == "rows"):
+            self._key.append(len(value))
+            for part in value:
+                self._visit(part, owner, name, rows)
+        elif (type(owner), name) in _NUMBERS:
+            self._add(_filled(float(value), _number_shape(owner, rows), self._device), owner, name, rows)
+        elif not isinstance(owner, Branch) or name != "rows":
+            self._key.append(value)
 
-    _mapped(rows, collect)
-    return found
+    def _add(self, tensor: Tensor, owner: Any, name: str, rows: int) -> None:
+        here, kind = len(self.leaves), (type(owner), name)
+        place = self._places.setdefault(id(tensor), here) if isinstance(owner, _SHARED) else here
+        shape = room(owner, name, tensor, rows)
+        self.leaves.append(Leaf(tensor, shape, place, kind in _CHANGING, kind in _WRITTEN))
+        self._key.append((shape, tensor.dtype, place))
 
 
-def _mapped(value: Any, change: Callable[[Any, str, Any], Any], owner: Any = None, name: str = "") -> Any:
-    """The same with change(owner, field, leaf) for every leaf; the weights of a branch are none."""
+@lru_cache(maxsize=64)
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind) if f.name not in _OMITTED.get(kind, ()))
+
+
+def _number_shape(owner: Any, rows: int) -> tuple[int, ...]:
+    if isinstance(owner, MassShift):
+        return (1, owner.columns.shape[-1])
+    return (owner.out.shape[0],) if isinstance(owner, Capture) else (rows,)
+
+
+@lru_cache(maxsize=1024)
+def _filled(value: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.full(shape, value, device=device)
+
+
+class StaticRows:
+    """A copy of an evaluation in memory of its own, padded to its bucket, which others of the same key can be copied to."""
+
+    def __init__(self, evaluation: Evaluation, description: Description) -> None:
+        self._places: list[Tensor] = []
+        self._bound: list[Tensor | None] = [None] * len(description.leaves)
+        for leaf in description.leaves:
+            shared = leaf.place < len(self._places)
+            self._places.append(self._places[leaf.place] if shared else _place(leaf))
+        self.evaluation: Evaluation = _rebuilt(evaluation, iter(self._places), evaluation.rows.sample.shape[0])
+        self.bind(description)
+
+    def bind(self, description: Description) -> None:
+        """Copies in what has changed since the last time."""
+        for index, leaf in enumerate(description.leaves):
+            last = self._bound[index]
+            if leaf.changing or last is not leaf.tensor:
+                _fill(self._places[index], leaf.tensor, last)
+                self._bound[index] = leaf.tensor
+
+    def hand_out(self, description: Description) -> None:
+        """Copies what an evaluation wrote into the tensors that were bound."""
+        for index, leaf in enumerate(description.leaves):
+            if leaf.written and leaf.place == index:
+                leaf.tensor.copy_(_part(self._places[index], leaf.tensor))
+
+
+def _place(leaf: Leaf) -> Tensor:
+    if leaf.room == tuple(leaf.tensor.shape):
+        return torch.empty_like(leaf.tensor)
+    return leaf.tensor.new_zeros(leaf.room)
+
+
+def _part(place: Tensor, tensor: Tensor) -> Tensor:
+    """What of a place belongs to a tensor: its first rows."""
+    return place if place.shape == tensor.shape else place[: tensor.shape[0]]
+
+
+def _fill(place: Tensor, tensor: Tensor, last: Tensor | None) -> None:
+    _part(place, tensor).copy_(tensor)
+    if last is not None and last.shape != tensor.shape and place.ndim:
+        place[tensor.shape[0] :].zero_()
+
+
+def _rebuilt(value: Any, places: Iterator[Tensor], rows: int, owner: Any = None, name: str = "") -> Any:
+    """The same with its tensors, and numbers that became some, from `places`, in the order of `Description`."""
+    if isinstance(value, Tensor) or (type(owner), name) in _NUMBERS:
+        return next(places)
     if is_dataclass(value) and not isinstance(value, type):
-        kept = ("weights", "config") if isinstance(value, Branch) else ()
-        parts = {f.name: getattr(value, f.name) for f in fields(value) if f.name not in kept}
-        return replace(value, **{key: _mapped(part, change, value, key) for key, part in parts.items()})
+        parts = {f: _rebuilt(getattr(value, f), places, rows, value, f) for f in _field_names(type(value))}
+        return replace(value, **parts)
     if isinstance(value, Mapping):
-        return {key: _mapped(part, change, owner, name) for key, part in value.items()}
+        return {key: _rebuilt(part, places, rows, owner, name) for key, part in value.items()}
+    if isinstance(owner, Branch) and name == "rows":
+        return tuple(range(bucket(rows))) if all_rows(value, rows) else value
     if isinstance(value, tuple):
-        return tuple(_mapped(part, change, owner, name) for part in value)
-    return change(owner, name, value)
+        return tuple(_rebuilt(part, places, rows, owner, name) for part in value)
+    return value

@@ -1,6 +1,6 @@
 """The denoising U-Net of Stable Diffusion 1.x, 2.x and XL, and of small models of the same form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ __all__ = [
     "attention_sites",
     "controlnet_points",
     "cross_kv",
+    "merged_residuals",
     "tensor_shapes",
     "time_table",
     "unet",
@@ -78,9 +79,14 @@ def adapter_points(config: EncoderConfig) -> tuple[str, ...]:
 
 def all_residuals(ops: Ops, rows: Rows) -> Residuals:
     """The static residuals of `rows` and those that its branches compute from `rows.sample`, by point."""
-    merged: dict[str, tuple[Residual, ...]] = dict(rows.residuals or {})
-    for branch in rows.branches:
-        for point, terms in branch_residuals(ops, branch, rows.sample).items():
+    return merged_residuals(rows.residuals, [branch_residuals(ops, branch, rows.sample) for branch in rows.branches])
+
+
+def merged_residuals(static: Residuals | None, computed: Iterable[Residuals]) -> dict[str, tuple[Residual, ...]]:
+    """By point, static ones first, then those of every branch in order."""
+    merged: dict[str, tuple[Residual, ...]] = dict(static or {})
+    for residuals in computed:
+        for point, terms in residuals.items():
             merged[point] = merged.get(point, ()) + terms
     return merged
 

@@ -1,7 +1,7 @@
 """Residuals on a GPU: all of them in one pass over the image, summed in float32 and rounded once."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 import triton
@@ -84,9 +84,12 @@ def _strides(tensor: Tensor, dims: Sequence[int]) -> list[int]:
     return [0 if tensor.shape[dim] == 1 else tensor.stride(dim) for dim in dims]
 
 
-@lru_cache(maxsize=64)
+@cache
 def _sources(named: tuple[tuple[int, ...] | None, ...], rows: int, device: torch.device) -> Tensor:
-    """[T, R] int32: which row of each residual each row of the batch takes, -1 for none. Copied to the GPU once."""
+    """[T, R] int32: which row of each residual each row of the batch takes, -1 for none.
+
+    Copied to the GPU once and kept for good: a captured graph reads it by its address.
+    """
     table = [
         list(range(rows)) if one is None else [one.index(row) if row in one else -1 for row in range(rows)]
         for one in named
