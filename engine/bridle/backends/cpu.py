@@ -11,6 +11,8 @@ from bridle.backends.cache_on_disk import packed_cache
 from bridle.backends.cpu_threads import thread_pool
 from bridle.backends.reference import Network, ReferenceBackend, Weights
 from bridle.networks import controlnet
+from bridle.networks.configs import UNetConfig
+from bridle.networks.shared_start import SharedStart, shared_start, starts_alike
 from bridle.rows import Branch, Residual, Residuals, Rows
 from bridle.weights import Model
 from bridle_kernels import _core
@@ -78,10 +80,11 @@ class CpuBackend(ReferenceBackend):
     def _replay(self, rows: Rows, leases: ExitStack) -> Tensor:
         model, sample = self.model.unet, tuple(rows.sample.shape)
         extra = None if rows.extra_channels is None else tuple(rows.extra_channels.shape)
+        start = _start(model.config, rows)
         frame = leases.enter_context(
             self._steps.frame(
-                ("unet", sample, extra),
-                lambda: programs.record_unet(model, self._packed, self.dtype, sample, extra),
+                ("unet", sample, extra, start),
+                lambda: programs.record_unet(model, self._packed, self.dtype, sample, extra, start),
             )
         )
         residuals: dict[str, tuple[Residual, ...]] = dict(rows.residuals or {})
@@ -93,7 +96,7 @@ class CpuBackend(ReferenceBackend):
         if rows.extra_channels is not None:
             frame.inputs["extra_channels"].copy_(rows.extra_channels)
         programs.bind_context(frame, model.config, rows.context)
-        programs.bind_residuals(frame, model.config, residuals)
+        programs.bind_residuals(frame, model.config, residuals, start)
         programs.bind_self_rows(frame, model.config, rows)
         frame.run(self._pool)
         return frame.outputs[0].clone()
@@ -102,10 +105,11 @@ class CpuBackend(ReferenceBackend):
         """The residuals of a branch; they are valid as long as its lease."""
         mine = controlnet.branch_sample(self.ops, branch, sample)
         shape = tuple(mine.shape)
+        start = _start_of_branch(branch, mine)
         frame = leases.enter_context(
             self._steps.frame(
-                ("controlnet", id(branch.weights), branch.global_pool, shape),
-                lambda: programs.record_controlnet(branch, self._packed, self.dtype, shape),
+                ("controlnet", id(branch.weights), branch.global_pool, shape, start),
+                lambda: programs.record_controlnet(branch, self._packed, self.dtype, shape, start),
             )
         )
         frame.inputs["sample"].copy_(mine)
@@ -128,3 +132,15 @@ class CpuBackend(ReferenceBackend):
                 return tuple(output.clone() for output in frame.outputs)
         except NotRecordableError:
             return super().run_network(name, weights, network, *inputs)
+
+
+def _start(config: UNetConfig, rows: Rows) -> SharedStart | None:
+    """What a batch computes once for rows that begin alike."""
+    if not starts_alike(config, rows.residuals or (), rows.self_rows):
+        return None
+    return shared_start([x for x in (rows.sample, rows.time, rows.extra_channels) if x is not None])
+
+
+def _start_of_branch(branch: Branch, sample: Tensor) -> SharedStart | None:
+    """The same for the rows of a branch."""
+    return shared_start([sample, branch.time, branch.hint]) if starts_alike(branch.config, (), None) else None

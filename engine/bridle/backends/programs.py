@@ -10,6 +10,7 @@ from bridle.backends.reference import Network, Weights
 from bridle.networks import controlnet, unet
 from bridle.networks.configs import EncoderConfig, UNetConfig
 from bridle.networks.layout import encoder_layout, transformers
+from bridle.networks.shared_start import SharedStart, points_of_start
 from bridle.networks.trunk import attention_sites, context_segments, time_width
 from bridle.rows import KV, Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
 from bridle.weights import Component
@@ -21,9 +22,14 @@ Shape = tuple[int, ...]
 
 
 def record_unet(
-    component: Component[UNetConfig], packed: PackedWeights, dtype: torch.dtype, sample: Shape, extra: Shape | None
+    component: Component[UNetConfig],
+    packed: PackedWeights,
+    dtype: torch.dtype,
+    sample: Shape,
+    extra: Shape | None,
+    start: SharedStart | None,
 ) -> Program:
-    """The U-Net for samples [R, C, h, w] and extra channels [R, Cx, h, w]."""
+    """The U-Net for samples [R, C, h, w] and extra channels [R, Cx, h, w] of rows that share a start."""
     recorder, config = Recorder(), component.config
     rows = Rows(
         sample=recorder.input("sample", sample, dtype),
@@ -32,14 +38,16 @@ def record_unet(
         extra_channels=None if extra is None else recorder.input("extra_channels", extra, dtype),
         self_rows=tuple(recorder.named(_level(level), (sample[0],), torch.int32) for level in range(config.levels)),
     )
-    residuals = {point: (_bound_residual(recorder, point, dtype),) for point in residual_points(config)}
+    residuals = {point: (_bound_residual(recorder, point, dtype),) for point in residual_points(config, start)}
     with packed.network(component.tensors) as weights:
-        output = unet.unet(NativeOps(recorder, packed), weights, config, rows, residuals)
+        output = unet.unet(NativeOps(recorder, packed), weights, config, rows, residuals, start)
     return recorder.finish([output])
 
 
-def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype, sample: Shape) -> Program:
-    """A branch's network for samples [r, C, h, w]; its outputs are the residuals, without any scale.
+def record_controlnet(
+    branch: Branch, packed: PackedWeights, dtype: torch.dtype, sample: Shape, start: SharedStart | None
+) -> Program:
+    """A branch's network for samples [r, C, h, w] of rows that share a start; its outputs are residuals without any scale.
 
     The program keeps the branch's weights.
     """
@@ -53,7 +61,7 @@ def record_controlnet(branch: Branch, packed: PackedWeights, dtype: torch.dtype,
     )
     image = recorder.input("sample", sample, dtype)
     with packed.network(branch.weights) as weights:
-        outputs = controlnet.controlnet(NativeOps(recorder, packed), weights, config, shadow, image)
+        outputs = controlnet.controlnet(NativeOps(recorder, packed), weights, config, shadow, image, start)
     return recorder.finish(outputs)
 
 
@@ -69,10 +77,12 @@ def record_network(
     return recorder.finish(outputs)
 
 
-def residual_points(config: EncoderConfig) -> tuple[str, ...]:
-    """Every point at which a U-Net adds residuals."""
+def residual_points(config: EncoderConfig, start: SharedStart | None) -> tuple[str, ...]:
+    """Every point at which a U-Net adds residuals, but for those of a shared start."""
     numbers = range(len(encoder_layout(config).widths))
-    return ("conv_in", *(f"block.{k}" for k in numbers), *(f"skip.{k}" for k in numbers), "mid")
+    points = ("conv_in", *(f"block.{k}" for k in numbers), *(f"skip.{k}" for k in numbers), "mid")
+    shared = () if start is None else points_of_start(config)
+    return tuple(point for point in points if point not in shared)
 
 
 def bind_context(frame: ProgramFrame, config: EncoderConfig, context: Sequence[ContextSegment]) -> None:
@@ -84,9 +94,9 @@ def bind_context(frame: ProgramFrame, config: EncoderConfig, context: Sequence[C
     frame.context = tuple(context)
 
 
-def bind_residuals(frame: ProgramFrame, config: EncoderConfig, residuals: Residuals) -> None:
+def bind_residuals(frame: ProgramFrame, config: EncoderConfig, residuals: Residuals, start: SharedStart | None) -> None:
     """The residuals of every point of a U-Net."""
-    for point in residual_points(config):
+    for point in residual_points(config, start):
         frame.bind_residuals(point, residuals.get(point, ()))
 
 

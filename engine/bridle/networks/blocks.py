@@ -7,6 +7,7 @@ from torch import Tensor
 from bridle.networks import layers
 from bridle.networks.configs import EncoderConfig
 from bridle.networks.layout import Transformer
+from bridle.networks.shared_start import SharedStart
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
 
@@ -48,10 +49,12 @@ def transformer(
     size: tuple[int, int],
     segments: Sequence[tuple[Segment, ...]],
     self_rows: Tensor | None = None,
+    start: SharedStart | None = None,
 ) -> Tensor:
     """A stack of transformer blocks on image x [R, C, h, w], added to x.
 
-    segments: of each block's cross-attention. self_rows: [R], rows whose self-attention maps are read, or None.
+    segments: of each block's cross-attention. self_rows: [R], rows whose self-attention maps are read, or None. start: x
+    has one row of each kind, and the result all rows.
     """
     normed = layers.group_norm(ops, weights, f"{block.name}.norm", x, config.groups, TRANSFORMER_NORM_EPS)
     h = layers.linear(ops, weights, f"{block.name}.proj_in", ops.tokens(normed))
@@ -59,6 +62,8 @@ def transformer(
     for index, context in enumerate(segments):
         name = f"{block.name}.transformer_blocks.{index}"
         h = _self_attention(ops, weights, name, block.heads, config.upcast_attention, h, self_rows)
+        if start is not None and index == 0:
+            h, x = start.spread(ops, h), start.spread(ops, x)
         h = _cross_attention(ops, weights, name, block.heads, config.upcast_attention, h, context)
         h = _feed_forward(ops, weights, name, h)
     return ops.image(layers.linear(ops, weights, f"{block.name}.proj_out", h, residual=ops.tokens(x)), size)

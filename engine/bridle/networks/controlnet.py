@@ -8,6 +8,7 @@ from torch import Tensor
 from bridle.networks import layers, shapes
 from bridle.networks.configs import ControlNetConfig
 from bridle.networks.layout import encoder_layout, level_sizes
+from bridle.networks.shared_start import SharedStart
 from bridle.networks.trunk import make_trunk, run_encoder, run_middle
 from bridle.rows import Branch, Residual, Residuals
 from bridle_kernels.ops import Ops
@@ -45,17 +46,23 @@ def encode_hint(ops: Ops, weights: Mapping[str, Tensor], config: ControlNetConfi
 
 
 def controlnet(
-    ops: Ops, weights: Mapping[str, Tensor], config: ControlNetConfig, branch: Branch, sample: Tensor
+    ops: Ops,
+    weights: Mapping[str, Tensor],
+    config: ControlNetConfig,
+    branch: Branch,
+    sample: Tensor,
+    start: SharedStart | None = None,
 ) -> tuple[Tensor, ...]:
     """Its residuals without any scale, one per skip connection and one for the middle block.
 
     sample: [r, in_channels, h, w], the rows it runs on. Each residual is [r, C, h', w'], or its spatial mean [r, C, 1, 1]
-    where the branch says so.
+    where the branch says so. start: how these rows share their first layers; the result is the same without.
     """
     size = (sample.shape[-2], sample.shape[-1])
     trunk = make_trunk(ops, weights, config, branch.time, branch.context, size)
-    x = ops.name_point(layers.conv(ops, weights, "conv_in", sample, residual=branch.hint), "block.0")
-    x, skips = run_encoder(trunk, x, {})
+    first, hint = (x if start is None else start.narrowed(ops, x) for x in (sample, branch.hint))
+    x = ops.name_point(layers.conv(ops, weights, "conv_in", first, residual=hint), "block.0")
+    x, skips = run_encoder(trunk, x, {}, start)
     middle = ops.name_point(run_middle(trunk, x), "mid")
     zero_convs = [*(f"controlnet_down_blocks.{k}" for k in range(len(skips))), "controlnet_mid_block"]
     outputs = zip(zero_convs, [*skips, middle], strict=True)

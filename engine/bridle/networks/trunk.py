@@ -1,7 +1,7 @@
 """What the U-Net and ControlNet have in common: time table, text keys and values, encoder and middle block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -9,6 +9,7 @@ from bridle.networks import layers
 from bridle.networks.blocks import res_block, transformer
 from bridle.networks.configs import EncoderConfig
 from bridle.networks.layout import ResBlock, Stage, Transformer, encoder_layout, level_sizes, res_blocks, transformers
+from bridle.networks.shared_start import SharedStart, shared_stages
 from bridle.rows import KV, ContextSegment, Residuals, SiteTerms
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.ops import Ops
@@ -115,11 +116,11 @@ class Trunk:
         shift = self.ops.columns(self.time, block.shift, block.shift + block.outputs)
         return res_block(self.ops, self.weights, block.name, x, self.config.groups, self.config.eps, shift)
 
-    def run_transformer(self, block: Transformer, level: int, x: Tensor) -> Tensor:
-        """A transformer with the segments of its cross-attentions."""
+    def run_transformer(self, block: Transformer, level: int, x: Tensor, start: SharedStart | None = None) -> Tensor:
+        """A transformer with the segments of its cross-attentions. start: of rows that part in it."""
         segments = tuple(self.segments(block.site + index) for index in range(block.depth))
         size, self_rows = self.sizes[level], self.self_rows[level]
-        return transformer(self.ops, self.weights, block, self.config, x, size, segments, self_rows)
+        return transformer(self.ops, self.weights, block, self.config, x, size, segments, self_rows, start)
 
     def segments(self, site: int) -> tuple[Segment, ...]:
         """The segments of one cross-attention."""
@@ -160,16 +161,39 @@ def make_trunk(
     return Trunk(ops, weights, config, time, context, level_sizes(size, config.levels), own)
 
 
-def run_encoder(trunk: Trunk, x: Tensor, residuals: Residuals) -> tuple[Tensor, list[Tensor]]:
-    """The encoder after conv_in. Returns its output and all skip connections, that of conv_in (`x`) first."""
-    skips: list[Tensor] = []
-    for k, stage in enumerate((None, *encoder_layout(trunk.config).stages)):
-        if stage is not None:
-            x = trunk.ops.name_point(_encoder_stage(trunk, stage, x), f"block.{k}")
-        if f"block.{k}" in residuals:
-            x = trunk.ops.residual_add(x, residuals[f"block.{k}"])
-        skips.append(x)
-    return x, skips
+def run_encoder(
+    trunk: Trunk, x: Tensor, residuals: Residuals, start: SharedStart | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """The encoder after conv_in. Returns its output and all skip connections, that of conv_in (`x`) first.
+
+    start: x has one row of each kind, and `starts_alike`; results have all rows.
+    """
+    skips = [_with_residuals(trunk, x, 0, residuals)] if start is None else _shared_stages(trunk, x, start, residuals)
+    for stage in encoder_layout(trunk.config).stages[len(skips) - 1 :]:
+        k = len(skips)
+        x = trunk.ops.name_point(_encoder_stage(trunk, stage, skips[-1]), f"block.{k}")
+        skips.append(_with_residuals(trunk, x, k, residuals))
+    return skips[-1], skips
+
+
+def _shared_stages(trunk: Trunk, x: Tensor, start: SharedStart, residuals: Residuals) -> list[Tensor]:
+    """The skip connections of all rows up to the first stage with a cross-attention, inside which rows part."""
+    ops, stages, last = trunk.ops, encoder_layout(trunk.config).stages, shared_stages(trunk.config)
+    own = (None,) * trunk.config.levels
+    narrow = replace(trunk, time=start.narrowed(ops, trunk.time), self_rows=own)
+    skips = [x]
+    for k, stage in enumerate(stages[:last]):
+        skips.append(ops.name_point(_encoder_stage(narrow, stage, skips[-1]), f"block.{k + 1}"))
+    parting = stages[last]
+    assert parting.res_block is not None and parting.transformer is not None
+    y = narrow.run_res_block(parting.res_block, skips[-1])
+    y = ops.name_point(narrow.run_transformer(parting.transformer, parting.level, y, start), f"block.{last + 1}")
+    return [*(start.spread(ops, skip) for skip in skips), _with_residuals(trunk, y, last + 1, residuals)]
+
+
+def _with_residuals(trunk: Trunk, x: Tensor, k: int, residuals: Residuals) -> Tensor:
+    found = residuals.get(f"block.{k}")
+    return x if found is None else trunk.ops.residual_add(x, found)
 
 
 def _encoder_stage(trunk: Trunk, stage: Stage, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from bridle.networks import layers, shapes
 from bridle.networks.configs import EncoderConfig, UNetConfig
 from bridle.networks.controlnet import branch_residuals
 from bridle.networks.layout import Stage, decoder_layout, encoder_layout
+from bridle.networks.shared_start import SharedStart
 from bridle.networks.trunk import (
     Site,
     Trunk,
@@ -91,23 +92,39 @@ def merged_residuals(static: Residuals | None, computed: Iterable[Residuals]) ->
     return merged
 
 
-def unet(ops: Ops, weights: Mapping[str, Tensor], config: UNetConfig, rows: Rows, residuals: Residuals) -> Tensor:
+def unet(
+    ops: Ops,
+    weights: Mapping[str, Tensor],
+    config: UNetConfig,
+    rows: Rows,
+    residuals: Residuals,
+    start: SharedStart | None = None,
+) -> Tensor:
     """One evaluation of a batch of rows: [R, out_channels, h, w].
 
     residuals: everything to be added at named points, `all_residuals(ops, rows)` or a part of it. A latent side may have
-    any size; a level below an odd side rounds up. Raises UnsupportedError for a primitive that is not computed here.
+    any size; a level below an odd side rounds up. start: how rows share their first layers, of rows that `starts_alike`; the
+    result is the same without. Raises UnsupportedError for a primitive that is not computed here.
     """
     for primitive in sorted(rows.primitives() - SERVED, key=lambda p: p.value):
         raise UnsupportedError(primitive.value, "networks", "it has no implementation yet")
     size = (rows.sample.shape[-2], rows.sample.shape[-1])
     trunk = make_trunk(ops, weights, config, rows.time, rows.context, size, rows.self_rows)
-    joined = rows.sample if rows.extra_channels is None else (rows.sample, rows.extra_channels)
-    x = ops.name_point(layers.conv(ops, weights, "conv_in", joined), "block.0")
-    x, skips = run_encoder(trunk, _add(ops, residuals, "conv_in", x), residuals)
+    x = ops.name_point(layers.conv(ops, weights, "conv_in", _joined(ops, rows, start)), "block.0")
+    x, skips = run_encoder(trunk, _add(ops, residuals, "conv_in", x), residuals, start)
     x = _add(ops, residuals, "mid", ops.name_point(run_middle(trunk, x), "mid"))
     x = _decode(trunk, decoder_layout(config), x, skips, residuals)
     x = layers.group_norm(ops, weights, "conv_norm_out", x, config.groups, config.eps, activation="silu")
     return layers.conv(ops, weights, "conv_out", x)
+
+
+def _joined(ops: Ops, rows: Rows, start: SharedStart | None) -> Tensor | tuple[Tensor, Tensor]:
+    """What conv_in reads: all rows, or one of each kind."""
+    sample, extra = rows.sample, rows.extra_channels
+    if start is not None:
+        sample = start.narrowed(ops, sample)
+        extra = None if extra is None else start.narrowed(ops, extra)
+    return sample if extra is None else (sample, extra)
 
 
 def _add(ops: Ops, residuals: Residuals, point: str, x: Tensor) -> Tensor:
