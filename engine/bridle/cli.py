@@ -205,6 +205,7 @@ def export_kernels(
     folder: Annotated[Path, typer.Argument(help="Where to write cubins and manifest.json.")],
     arch: Annotated[str, typer.Option(help="Such as sm_87.")],
     model: Annotated[str | None, typer.Option(help="Model folder: only the head dimensions of its U-Net.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16. Default: all three.")] = None,
     only: Annotated[str, typer.Option(help="Only kernels whose name contains this.")] = "",
     jobs: Annotated[int, typer.Option(help="Processes.")] = 1,
 ) -> None:
@@ -220,7 +221,8 @@ def export_kernels(
         dims = None
         if model is not None:
             dims = {site.dim for site in attention_sites(load_model(model).unet.config)}
-        typer.echo(f"{export(folder, number, dims, only, jobs)}")
+        chosen = None if dtype is None else choose_dtype(dtype, torch.device("cuda"))
+        typer.echo(f"{export(folder, number, dims, chosen, only, jobs)}")
     except (BridleError, KernelBundleError) as problem:
         typer.echo(f"bridle: {problem}", err=True)
         raise typer.Exit(2) from problem

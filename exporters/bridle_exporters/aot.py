@@ -117,8 +117,8 @@ def _compile_named(wanted: tuple[str, int]) -> tuple[Compiled, bytes]:
         return compile_variant(variant, arch)
 
 
-CHECKED_DIMS = (40, 64, 160)
-"""Head dimensions of which every kernel is compiled in a check: of one block, of two, and the largest."""
+CHECKED_DIMS = (40, 64, 80, 160)
+"""Head dimensions of which every kernel is compiled in a check: those of SD 1.5 and SDXL."""
 
 
 def checked(variant: Variant) -> bool:

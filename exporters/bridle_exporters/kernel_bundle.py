@@ -6,20 +6,30 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from bridle_exporters.aot import Compiled, compile_all
 from bridle_kernels.kernel_bundle import MANIFEST, KernelBundleError
 from bridle_kernels.triton_kernels import variants
-from bridle_kernels.triton_variant import Variant, kernel_hash, kernel_name
+from bridle_kernels.triton_variant import DTYPES, Variant, kernel_hash, kernel_name
 
 
-def export_kernels(folder: Path, arch: int, dims: Iterable[int] | None = None, only: str = "", jobs: int = 1) -> Path:
+def export_kernels(
+    folder: Path,
+    arch: int,
+    dims: Iterable[int] | None = None,
+    dtype: torch.dtype | None = None,
+    only: str = "",
+    jobs: int = 1,
+) -> Path:
     """Compiles kernels for compute capability `arch` / 10, without a GPU, and returns the path of the manifest.
 
     folder: is created; see `write_bundle`. dims: head dimensions of the model, None for those of all published ones.
-    only: names that contain this text. jobs: processes. Raises KernelBundleError for a kernel that wants more shared
-    memory than the architecture has; there is no manifest then.
+    dtype: float16, bfloat16 or float32, None for all. only: names that contain this text. jobs: processes. Raises
+    KernelBundleError for a kernel that wants more shared memory than the architecture has; there is no manifest then.
     """
-    return write_bundle(folder, arch, compile_all([variant.name for variant in _chosen(dims, only)], (arch,), jobs))
+    names = [variant.name for variant in _chosen(dims, dtype) if only in variant.name]
+    return write_bundle(folder, arch, compile_all(names, (arch,), jobs))
 
 
 def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, bytes]]) -> Path:
@@ -32,15 +42,18 @@ def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, byt
     return manifest
 
 
-def _chosen(dims: Iterable[int] | None, only: str) -> list[Variant]:
+def _chosen(dims: Iterable[int] | None, dtype: torch.dtype | None) -> list[Variant]:
     """Those of text encoders, which are causal, are always among them: their head dimension is not the U-Net's."""
     wanted = None if dims is None else set(dims)
+    others = tuple(f"_{name}" for known, name in DTYPES.items() if dtype is not None and known != dtype)
 
     def serves(variant: Variant) -> bool:
         dim = variant.constants.get("DIM")
+        if variant.name.endswith(others):
+            return False
         return wanted is None or dim is None or dim in wanted or bool(variant.constants.get("CAUSAL"))
 
-    return [variant for variant in variants() if only in variant.name and serves(variant)]
+    return [variant for variant in variants() if serves(variant)]
 
 
 def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:

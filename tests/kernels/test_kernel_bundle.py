@@ -293,3 +293,7 @@ def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.
     export_kernels(tmp_path, ARCH, dims=[40], only="attention_")
     assert {"attention_self_40_fp16", "attention_gradient_keys_40_bf16", "attention_causal_64_fp32"} <= set(asked)
     assert not [name for name in asked if "40" not in name and "causal" not in name]
+    asked.clear()
+    export_kernels(tmp_path, ARCH, dtype=torch.float16)
+    assert {"attention_self_64_fp16", "group_norm_merge", "geglu_fp16"} <= set(asked)
+    assert not [name for name in asked if name.endswith(("_bf16", "_fp32"))]

@@ -58,7 +58,7 @@ def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int
     if dim > 128:
         return 64, 32, 4, 1 if keys <= ONE_TILE else 2
     if keys <= ONE_TILE:
-        return 64, ONE_TILE, 4 if dim <= 40 else 8, 1
+        return 64, ONE_TILE, 4 if dim <= 40 else 8, 2 if 64 < dim <= 96 else 1
     return 128, 64 if dim <= 96 else 32, 8, 3 if dim <= 40 else 2
 
 
