@@ -64,6 +64,7 @@ def controls(context: Context) -> Iterator[dict[str, Any]]:
         together = [request for name, request in requests.items() if name != "latent regions"]
         matching = [wanted[name] for name in requests if name != "latent regions"]
         yield compared(f"one batch {dtype}", engine, torch_own, together, matching, dtype)
+        yield graphed(f"every control is a graph {dtype}", engine)
 
 
 def compared(
@@ -101,9 +102,16 @@ def loop(context: Context) -> Iterator[dict[str, Any]]:
     yield {"name": "equal bits twice", "problem": problem(lambda: same(engine.sample(request), first))}
     yield {"name": "no capture for other numbers", "problem": problem(lambda: no_capture(engine, request))}
     yield {"name": "no wait between steps", "problem": problem(lambda: no_wait(engine, request, context.device))}
+    yield graphed("every program is a graph", engine)
     if context.device == "cuda":
         exact = bridle.load(folder, backend="cuda", device="cuda", dtype="float32", deterministic=True)
         yield {"name": "deterministic", "problem": problem(lambda: needle(exact, request))}
+
+
+def graphed(name: str, engine: Any) -> dict[str, Any]:
+    """A record that is a problem where a capture was refused."""
+    count = getattr(engine.backend, "uncaptured", 0)
+    return {"name": name, "problem": f"{count} could not be captured, see the log" if count else None}
 
 
 def same(one: Any, other: Any) -> None:

@@ -1,5 +1,6 @@
 """What a machine must have before anything can be checked on it, and how it gets there without a network."""
 
+import importlib.machinery
 import importlib.util
 import shutil
 import subprocess
@@ -72,7 +73,7 @@ def check(site: Path | None) -> None:
 
 def has_core() -> bool:
     """Whether the native module lies beside its package, built for this Python."""
-    return importlib.util.find_spec("_core", None) is not None or any(
+    return any(
         (ROOT / "kernels" / "bridle_kernels" / f"_core{suffix}").is_file()
         for suffix in importlib.machinery.EXTENSION_SUFFIXES
     )
