@@ -1,11 +1,16 @@
 """One request per control, small and quick, and which of them cannot be combined."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from runs import half_mask, picture
 
 import bridle
+from bridle.architectures import ARCHITECTURES
+from bridle.new_model import write_new_model
 
 PROMPT = "a red circle left of a blue square"
 SOURCE = "a red square left of a blue circle"
@@ -89,3 +94,15 @@ def distance(one: bridle.Result, other: bridle.Result) -> float:
     """How far two images are apart: the larger of the relative distances of latents and pixels."""
     pairs = ((one.latents.numpy(), other.latents.numpy()), (one.images, other.images))
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def write_sd2(path: Path) -> None:
+    """A small model of the form of SD 2.x: heads per level, linear projections, velocity, GELU in the text encoder."""
+    tiny = ARCHITECTURES["tiny"]
+    changes = {"attention_head_dim": [2, 4, 4, 8], "use_linear_projection": True, "upcast_attention": True}
+    text = {**tiny.text_encoders[0], "hidden_act": "gelu"}
+    scheduler = {**tiny.scheduler, "prediction_type": "v_prediction"}
+    form = replace(tiny, unet={**tiny.unet, **changes}, text_encoders=(text,), scheduler=scheduler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "tiny-sd2", form)
+        write_new_model("tiny-sd2", path, seed=6, controlnet=True)

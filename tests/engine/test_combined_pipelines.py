@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from control_cases import write_sd2
 from diffusers import (
     ControlNetModel,
     MultiAdapter,
@@ -36,8 +36,6 @@ from runs import (
 from tiny_networks import randomise
 
 import bridle
-from bridle.architectures import ARCHITECTURES
-from bridle.new_model import write_new_model
 
 TOLERANCE = 1e-3
 MASK = Image.fromarray(half_mask())
@@ -45,16 +43,8 @@ MASK = Image.fromarray(half_mask())
 
 @pytest.fixture(scope="module")
 def sd2_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The form of SD 2.x: heads per level, linear projections, velocity, GELU in the text encoder."""
-    tiny = ARCHITECTURES["tiny"]
-    changes = {"attention_head_dim": [2, 4, 4, 8], "use_linear_projection": True, "upcast_attention": True}
-    text = {**tiny.text_encoders[0], "hidden_act": "gelu"}
-    scheduler = {**tiny.scheduler, "prediction_type": "v_prediction"}
-    form = replace(tiny, unet={**tiny.unet, **changes}, text_encoders=(text,), scheduler=scheduler)
     path = tmp_path_factory.mktemp("sd2") / "model"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ARCHITECTURES, "tiny-sd2", form)
-        write_new_model("tiny-sd2", path, seed=6, controlnet=True)
+    write_sd2(path)
     yield path
 
 

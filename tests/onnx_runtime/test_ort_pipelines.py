@@ -14,8 +14,10 @@ from runs import half_mask, picture
 
 import bridle
 from bridle.backends.choose import unserved
+from bridle.backends.onnx_runtime import session
+from bridle.backends.onnx_runtime.graph_file import read_graph
+from bridle.backends.onnx_runtime.options import ort_version
 from bridle.errors import ModelLoadError, RequestError, UnsupportedError
-from bridle.new_model import write_new_model
 from bridle.rows import Primitive
 from bridle_exporters import export
 
@@ -57,6 +59,8 @@ UNSERVED: dict[str, tuple[Changes, str]] = {
     "PromptEdit": (CONTROLS["PromptEdit"], "P"),
     "InjectMap mass": (CONTROLS["InjectMap mass"], "P9 column mass"),
 }
+
+ORT_PROVIDERS = ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider")
 
 NEEDS: dict[str, str] = {
     "ControlNet": "'residuals'",
@@ -122,16 +126,6 @@ def test_folder_without_features_equals_the_reference(
     name: str, plain_engine: bridle.Engine, reference: bridle.Engine
 ) -> None:
     assert distance(run(plain_engine, CASES[name]), run(reference, CASES[name])) < 1e-3
-
-
-def test_xl(tmp_path: Path) -> None:
-    write_new_model("tiny-xl", tmp_path / "model", seed=4, controlnet=True, ip_adapter="plus")
-    controls = [tmp_path / "model" / name for name in ("controlnet", "ip-adapter/ip-adapter.safetensors")]
-    export(tmp_path / "model", tmp_path / "out", controls=controls, features=("residuals", "regions"))
-    changes = {"negative_prompt": None, "controls": [NET, bridle.ImagePrompt("ip-adapter", picture(3))]}
-    engines = bridle.load(tmp_path / "out"), bridle.load(tmp_path / "model", backend="reference")
-    ours, theirs = (run(engine, changes) for engine in engines)
-    assert distance(ours, theirs) < 1e-3
 
 
 def test_half_precision_is_as_close_as_pytorch(weights: Path, reference: bridle.Engine, tmp_path: Path) -> None:
@@ -218,6 +212,39 @@ def test_provider_settings() -> None:
     ]
     names = [name for name, _ in bridle.OrtOptions().provider_list("cuda", torch.device("cuda", 1), "unet")]
     assert names == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_engines_of_tensorrt_are_kept_by_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device, options = torch.device("cuda", 1), bridle.OrtOptions(cache=tmp_path, settings={"trt_fp16_enable": "True"})
+    folders = []
+    for gpu in ("Card 1", "Card 2"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, gpu=gpu: gpu)
+        folders.append(options.engine_folder(device))
+    listed = options.provider_list("tensorrt", device, "unet")
+    assert [name for name, _ in listed] == list(ORT_PROVIDERS)
+    engine, fallback = listed[0][1], listed[1][1]
+    assert engine["trt_engine_cache_path"] == engine["trt_timing_cache_path"] == str(folders[1] / "unet")
+    assert engine["trt_engine_cache_enable"] == engine["trt_fp16_enable"] == "True"
+    assert engine["device_id"] == fallback["device_id"] == "1"
+    assert folders[0] != folders[1] and ort_version() in folders[0].name and folders[0].parent == tmp_path
+
+
+def test_what_is_slow_is_announced(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Graphs with many weights before they are prepared, engines of TensorRT with their place."""
+    caplog.set_level("INFO", "bridle")
+    bridle.load(exported)
+    assert "preparing" not in caplog.text
+    monkeypatch.setattr(session, "SLOW_BYTES", 1000)
+    bridle.load(exported)
+    assert "unet/denoise.cpu.onnx: preparing" in caplog.text
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Card 1")
+    graph = read_graph(exported / "unet/denoise.onnx", "unet/denoise.onnx")
+    options = bridle.OrtOptions(provider="tensorrt", cache=tmp_path)
+    session._announce(graph, options, "tensorrt", torch.device("cuda", 0))
+    folder = options.engine_folder(torch.device("cuda", 0)) / "unet"
+    assert folder.is_dir() and str(folder) in caplog.text
 
 
 def test_another_graph_is_refused_when_it_is_loaded(exported: Path, tmp_path: Path) -> None:
