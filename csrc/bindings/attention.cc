@@ -12,6 +12,7 @@
 #include "bindings/attention_segments.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
+#include "bridle/aligned_buffer.h"
 
 namespace bridle::python {
 namespace {
@@ -41,7 +42,8 @@ void attention(ThreadPool& pool, const py::object& q, const py::list& segments, 
   const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
   py::gil_scoped_release release;
   PreparedAttention prepared(std::move(a), chosen);
-  prepared.pack(pool);
+  const AlignedBuffer memory(prepared.packed_bytes());
+  prepared.pack(memory.data(), pool);
   prepared.attend(pool);
 }
 

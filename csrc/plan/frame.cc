@@ -35,6 +35,7 @@ void Frame::bind_segments(int32_t port, std::vector<AttentionSegment> segments) 
   Site& site = *bound_[port];
   site.arguments.segments = std::move(segments);
   site.prepared = std::make_unique<PreparedAttention>(site.arguments, site.isa);
+  site.memory.reserve(site.prepared->packed_bytes());
   site.packed = false;
 }
 
@@ -53,25 +54,30 @@ void Frame::bind_rows(int32_t port, std::vector<int32_t> rows) {
                                   std::to_string(segment.q_rows.size()));
     }
     segment.q_rows = segment.k_rows = rows;
-    site->prepared = std::make_unique<PreparedAttention>(site->arguments, site->isa);
+    prepare_own(*site);
   }
 }
 
+void Frame::prepare_own(Site& site) {
+  site.prepared = std::make_unique<PreparedAttention>(site.arguments, site.isa);
+  own_memory_.reserve(site.prepared->packed_bytes());
+}
+
 Plan::Step Frame::attend_bound(int32_t port, AttentionArguments arguments, Isa isa) {
-  bound_.at(port) = std::make_unique<Site>(Site{std::move(arguments), isa, nullptr, false});
+  bound_.at(port) = std::make_unique<Site>(Site{std::move(arguments), isa, nullptr, {}, false});
   return [site = bound_[port].get()](ThreadPool& pool) {
     if (site->prepared == nullptr) throw std::logic_error("frame: an attention has no segments");
-    if (!std::exchange(site->packed, true)) site->prepared->pack(pool);
+    if (!std::exchange(site->packed, true)) site->prepared->pack(site->memory.data(), pool);
     site->prepared->attend(pool);
   };
 }
 
 Plan::Step Frame::attend_own(int32_t row_port, AttentionArguments arguments, Isa isa) {
-  auto site = std::make_unique<Site>(Site{std::move(arguments), isa, nullptr, false});
-  site->prepared = std::make_unique<PreparedAttention>(site->arguments, isa);
+  auto site = std::make_unique<Site>(Site{std::move(arguments), isa, nullptr, {}, false});
+  prepare_own(*site);
   own_.at(row_port).push_back(std::move(site));
-  return [site = own_[row_port].back().get()](ThreadPool& pool) {
-    site->prepared->pack(pool);
+  return [this, site = own_[row_port].back().get()](ThreadPool& pool) {
+    site->prepared->pack(own_memory_.data(), pool);
     site->prepared->attend(pool);
   };
 }

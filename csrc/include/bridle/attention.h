@@ -6,6 +6,7 @@
 // does not change them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -75,8 +76,12 @@ class PreparedAttention {
   PreparedAttention(const PreparedAttention&) = delete;
   PreparedAttention& operator=(const PreparedAttention&) = delete;
 
-  // Reads the keys and values; once more wherever they have changed.
-  void pack(ThreadPool& pool);
+  // What packed keys and values need.
+  size_t packed_bytes() const;
+
+  // Reads the keys and values; once more wherever they have changed. memory: `packed_bytes` from a cache line on, which
+  // nobody else writes until `attend` has returned for the last time.
+  void pack(std::byte* memory, ThreadPool& pool);
 
   // Overwrites, or adds to, the output and everything that is reported.
   void attend(ThreadPool& pool);

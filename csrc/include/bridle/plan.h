@@ -107,15 +107,18 @@ class Frame {
     AttentionArguments arguments;
     Isa isa;
     std::unique_ptr<PreparedAttention> prepared;
+    AlignedBuffer memory;  // of keys and values that stay packed
     bool packed = false;
   };
 
   void check_port(int32_t port, size_t count) const;
+  void prepare_own(Site& site);
 
   std::shared_ptr<const Plan> plan_;
   AlignedBuffer arena_;
   std::vector<std::unique_ptr<Site>> bound_;             // by attention port
   std::vector<std::vector<std::unique_ptr<Site>>> own_;  // by row port
+  AlignedBuffer own_memory_;                             // of the own attention that runs: packed anew in every run
   std::vector<std::vector<ResidualTerm>> residuals_;
   std::vector<Plan::Step> steps_;
 };

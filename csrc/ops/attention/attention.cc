@@ -81,7 +81,7 @@ struct PreparedAttention::State {
   AttentionArguments arguments;
   AttentionPlan plan;
   std::vector<int64_t> pack_ends;  // of every segment's tasks
-  AlignedBuffer packed;
+  size_t packed_bytes;
   bool takes_turns;
 };
 
@@ -90,20 +90,14 @@ PreparedAttention::PreparedAttention(AttentionArguments arguments, Isa isa) {
   const std::vector<int64_t> shape = arguments.q.shape;
   const int64_t rows = static_cast<int64_t>(arguments.gate.size()), lanes = variant.lanes;
   const AttentionPlan plan{variant, {}, {}, rows, shape[2], shape[1], shape[3], round_up(shape[3], lanes)};
-  state_ = std::make_unique<State>(State{std::move(arguments), plan, {}, {}, false});
+  state_ = std::make_unique<State>(State{std::move(arguments), plan, {}, 0, false});
   AttentionPlan& made = state_->plan;
   made.arguments = &state_->arguments;
-  int64_t bytes = 0, tasks = 0;
+  int64_t tasks = 0;
   for (const AttentionSegment& segment : made.arguments->segments) {
     made.segments.emplace_back(segment, made.heads, made.dim, variant);
-    bytes += made.segments.back().bytes();
+    state_->packed_bytes += static_cast<size_t>(made.segments.back().bytes());
     state_->pack_ends.push_back(tasks += made.segments.back().pack_tasks());
-  }
-  state_->packed = AlignedBuffer(bytes);
-  std::byte* place = state_->packed.data();
-  for (PreparedSegment& segment : made.segments) {
-    segment.place(place);
-    place += segment.bytes();
   }
   made.masses.resize(made.segments.size());
   state_->takes_turns = heads_take_turns(*made.arguments);
@@ -111,7 +105,13 @@ PreparedAttention::PreparedAttention(AttentionArguments arguments, Isa isa) {
 
 PreparedAttention::~PreparedAttention() = default;
 
-void PreparedAttention::pack(ThreadPool& pool) {
+size_t PreparedAttention::packed_bytes() const { return state_->packed_bytes; }
+
+void PreparedAttention::pack(std::byte* memory, ThreadPool& pool) {
+  for (PreparedSegment& segment : state_->plan.segments) {
+    segment.place(memory);
+    memory += segment.bytes();
+  }
   const std::vector<int64_t>& ends = state_->pack_ends;
   pool.run(ends.empty() ? 0 : ends.back(), [&](int64_t task) {
     const size_t index = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
