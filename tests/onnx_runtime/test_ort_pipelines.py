@@ -13,9 +13,11 @@ from control_cases import CONTROLS, Changes, asked, distance
 from runs import half_mask, picture
 
 import bridle
+from bridle.backends import ort
 from bridle.backends.choose import unserved
 from bridle.backends.onnx_runtime import session
-from bridle.backends.onnx_runtime.graph_file import read_graph
+from bridle.backends.onnx_runtime.context_feeds import stand_ins
+from bridle.backends.onnx_runtime.graph_file import GraphFile, read_graph
 from bridle.backends.onnx_runtime.options import ort_version
 from bridle.errors import ModelLoadError, RequestError, UnsupportedError
 from bridle.rows import Primitive
@@ -227,6 +229,35 @@ def test_engines_of_tensorrt_are_kept_by_version_and_gpu(tmp_path: Path, monkeyp
     assert engine["trt_engine_cache_enable"] == engine["trt_fp16_enable"] == "True"
     assert engine["device_id"] == fallback["device_id"] == "1"
     assert folders[0] != folders[1] and ort_version() in folders[0].name and folders[0].parent == tmp_path
+
+
+@pytest.mark.parametrize("name", ["text-to-image", "attention regions", "CaptureMaps"])
+def test_stand_ins_for_empty_inputs_change_nothing(name: str, exported: Path, engine: bridle.Engine) -> None:
+    """TensorRT refuses the empty defaults: with a segment of weight 0 and no token's map, its graph gives the same images."""
+    other = bridle.load(exported)
+    backend = other.backend
+    assert isinstance(backend, ort.OrtBackend) and not backend._stand_ins
+    graph = read_graph(exported / "unet/denoise.tensorrt.onnx", "unet/denoise.tensorrt.onnx")
+    backend._unet = backend._opener._session(graph)
+    backend._stand_ins = stand_ins(graph)
+    empty = {
+        name for name, value in graph.inputs.items() if name in graph.defaults and 0 in _default_shape(graph, name)
+    }
+    assert empty and empty <= backend._stand_ins.keys()
+    expected, found = run(engine, CASES[name]), run(other, CASES[name])
+    assert distance(found, expected) < 1e-3
+    assert found.maps.keys() == expected.maps.keys()
+    backend._stand_ins = {key: torch.ones_like(values) for key, values in backend._stand_ins.items()}
+    if name != "attention regions":  # which gives segments of its own
+        assert distance(run(other, CASES[name]), expected) > 1e-2
+
+
+def _default_shape(graph: GraphFile, name: str) -> tuple[int, ...]:
+    """Of the initializer that an input has."""
+    (tensor,) = (
+        tensor for tensor in onnx.load(graph.path, load_external_data=False).graph.initializer if tensor.name == name
+    )
+    return tuple(tensor.dims)
 
 
 def test_what_is_slow_is_announced(

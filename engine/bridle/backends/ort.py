@@ -9,7 +9,14 @@ from torch import Tensor
 
 from bridle.backends.onnx_runtime import contract, options, residual_sums
 from bridle.backends.onnx_runtime.captured_maps import CapturedMaps
-from bridle.backends.onnx_runtime.context_feeds import check_segments, lengths, refuse, segment_feeds, text_feeds
+from bridle.backends.onnx_runtime.context_feeds import (
+    check_segments,
+    lengths,
+    refuse,
+    segment_feeds,
+    stand_ins,
+    text_feeds,
+)
 from bridle.backends.onnx_runtime.open_graphs import Opener, moments_output, pooled_output
 from bridle.backends.onnx_runtime.options import OrtOptions
 from bridle.backends.onnx_runtime.session import Session, Shape
@@ -60,6 +67,7 @@ class OrtBackend(ReferenceBackend):
         self._lock = threading.Lock()
         self._sessions: dict[tuple[str, int], tuple[Weights, Session]] = {}
         self._unet = self._opener.unet(model.unet, dtype)
+        self._stand_ins = stand_ins(self._unet.graph) if self._opener.provider == "tensorrt" else {}
         self._texts = [self._opener.text_encoder(encoder) for encoder in model.text_encoders]
         self._encoder, self._decoder = self._opener.encoder(model.vae), self._opener.decoder(model.vae)
         self._time_table(model.unet)
@@ -128,7 +136,7 @@ class OrtBackend(ReferenceBackend):
         text, *further = rows.context
         masked = "encoder_attention_bias.0" in graph.inputs
         sample = rows.sample if rows.extra_channels is None else torch.cat([rows.sample, rows.extra_channels], dim=1)
-        feeds = {"sample": sample, "time": rows.time, **self._residuals(rows)}
+        feeds = self._stand_ins | {"sample": sample, "time": rows.time, **self._residuals(rows)}
         feeds |= text_feeds(text, count, masked) | segment_feeds(further, count)
         shapes: dict[str, Shape] = {"out_sample": (config.out_channels, *rows.sample.shape[-2:])}
         maps = CapturedMaps(text, feeds["k.0"].shape[1])

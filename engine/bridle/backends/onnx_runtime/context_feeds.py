@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bridle.backends.onnx_runtime import element_types
 from bridle.backends.onnx_runtime.graph_file import GraphFile
 from bridle.errors import UnsupportedError
 from bridle.rows import ContextSegment, Primitive, Rows, SiteTerms
@@ -80,6 +81,21 @@ def segment_feeds(segments: Sequence[ContextSegment], rows: int) -> Feeds:
         feeds["segment_bias"] = torch.stack(
             [_padded_bias(h, width, longest, rows) for h, width in zip(hidden, widths, strict=True)], 1
         ).to(feeds["segment_k.0"].device)
+    return feeds
+
+
+def stand_ins(graph: GraphFile) -> Feeds:
+    """What takes the place of defaults without elements, which TensorRT refuses: one segment of weight 0, no token's map."""
+    feeds: Feeds = {}
+    for name, value in graph.inputs.items():
+        kind, _, site = name.partition(".")
+        if kind in ("segment_k", "segment_v"):
+            feeds[name] = torch.zeros(
+                (1, 1, 1, *(dim or 1 for dim in value.dims[3:])), dtype=element_types.TORCH[value.type]
+            )
+            feeds[f"segment_weight.{site}"] = torch.zeros((1, 1, 1))
+    if "map_columns" in graph.inputs:
+        feeds["map_columns"] = torch.full((1, 1), -1, dtype=torch.int64)
     return feeds
 
 

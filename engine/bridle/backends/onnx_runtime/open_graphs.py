@@ -30,7 +30,7 @@ Weights = Mapping[str, Tensor]
 
 
 class Opener:
-    """Opens graphs on one device with one set of options; graphs of one folder share their weights.
+    """Opens graphs on one device with one set of options; graphs of one folder share their weights. provider: our name.
 
     Every method raises ModelLoadError for a graph that is not as docs/onnx.md says.
     """
@@ -38,7 +38,7 @@ class Opener:
     def __init__(self, options: OrtOptions, device: torch.device) -> None:
         self._options = options
         self._device = device
-        self._provider = options.provider_on(device)
+        self.provider = options.provider_on(device)
         self._weights = MappedWeights()
 
     def unet(self, component: Component[UNetConfig], dtype: torch.dtype) -> Session:
@@ -115,7 +115,7 @@ class Opener:
     def _read(self, weights: Weights, name: str) -> GraphFile:
         """The provider's variant of a graph, or the one that all providers run."""
         exported = _exported(weights)
-        variant = f"{name}.{self._provider}.onnx"
+        variant = f"{name}.{self.provider}.onnx"
         file = variant if (exported.folder / variant).exists() else f"{name}.onnx"
         return read_graph(exported.folder / file, f"{exported.label}/{file}")
 
