@@ -52,7 +52,7 @@ def text_and_time(unet: Path, threads: int) -> tuple[Feeds, Feeds, float]:
         for graph, feed in zip(graphs, feeds, strict=True):
             hoisted.update(zip([output.name for output in graph.get_outputs()], graph.run(None, feed), strict=True))
         seconds.append(time.perf_counter() - start)
-    plain = {"timestep": np.float32(500.0), "encoder_hidden_states": text}
+    plain = {"timestep": np.array(500.0, np.float32), "encoder_hidden_states": text}
     return plain, hoisted, statistics.median(seconds)
 
 

@@ -111,6 +111,10 @@ class Ops(Protocol):
         """x, plus scale * mask * values on the rows that each residual names. x is given up: it may be written over."""
         ...
 
+    def skip_connection(self, x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor | Pair:
+        """What a block of a decoder reads: x, and skip with residuals added (`residual_add`), concatenated or as a pair."""
+        ...
+
     def time_embedding(
         self, t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: torch.dtype
     ) -> Tensor:
@@ -199,6 +203,10 @@ class ReferenceOps:
     concat = staticmethod(_rows.concat)
     columns = staticmethod(_rows.columns)
     rows = staticmethod(_rows.rows)
+
+    def skip_connection(self, x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor | Pair:
+        """A pair."""
+        return x, self.residual_add(skip, residuals) if residuals else skip
 
     def name_point(self, x: Tensor, name: str) -> Tensor:
         """x itself."""

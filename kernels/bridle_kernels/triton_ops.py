@@ -123,6 +123,12 @@ class TritonOps(ReferenceOps):
             return ReferenceOps.residual_add(x, residuals)
         return residual_kernels.residual_add(_last(x), residuals).permute(0, 3, 1, 2)
 
+    def skip_connection(self, x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor | Pair:
+        """See `Ops.skip_connection`. With residuals they are concatenated by the kernel that adds them."""
+        if not residuals or not (_serves(x) and _serves(skip)) or not residual_kernels.serves(residuals):
+            return super().skip_connection(x, skip, residuals)
+        return residual_kernels.concatenated(_last(x), _last(skip), residuals).permute(0, 3, 1, 2)
+
     def rows(self, x: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Ops.rows`. The indices are copied to the GPU once."""
         return x.index_select(0, _index(tuple(rows), x.device))

@@ -16,7 +16,7 @@ from bridle_kernels.native_layout import NativeLayout
 from bridle_kernels.ops import ReferenceOps
 from bridle_kernels.recorder import NotRecordableError
 
-VIEWS = ("tokens", "columns", "image", "name_point")
+VIEWS = ("tokens", "columns", "image", "name_point", "skip_connection")
 """What gives another view of a tensor and computes nothing."""
 
 Fallbacks = list[str]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +50,7 @@ def checks(device: str) -> Iterator[Check]:
             )
         yield f"upsample {dtype}", lambda dtype=dtype: upsampled(dtype, device)
     yield "rows without a residual", lambda: untouched(device)
+    yield "concatenated once", lambda: concatenated_once(device)
     yield "large means", lambda: large_means(device)
 
 
@@ -77,14 +79,22 @@ def geglu(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def residual_add(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    return ops.residual_add(to(randn(28, 3, 6, 5, 7)), _terms(to))
+
+
+def skip_connection(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+    found = ops.skip_connection(to(randn(32, 3, 11, 5, 7)), to(randn(28, 3, 6, 5, 7)), _terms(to))
+    return found if isinstance(found, Tensor) else torch.cat(found, 1)
+
+
+def _terms(to: Callable[[Tensor], Tensor]) -> list[Term]:
     mask = to(randn(19, 2, 1, 5, 7).sigmoid())
-    terms = [
+    return [
         Term(to(randn(20, 3, 6, 5, 7)), to(randn(21, 3))),
         Term(to(randn(22, 2, 6, 5, 7)), to(randn(23, 2)), (2, 0), mask),
         Term(to(randn(24, 1, 6, 1, 1)), to(randn(25, 1)), (1,)),
         Term(to(randn(26, 1, 6, 5, 7)), to(randn(27, 1)), None, mask[:1]),
     ]
-    return ops.residual_add(to(randn(28, 3, 6, 5, 7)), terms)
 
 
 COMPUTED: dict[str, tuple[Compute, float, int]] = {
@@ -94,6 +104,7 @@ COMPUTED: dict[str, tuple[Compute, float, int]] = {
     "layer norm": (layer_norm, 8.0, 64),
     "geglu": (geglu, 8.0, 48),
     "residuals": (residual_add, 8.0, 16),
+    "skip connection": (skip_connection, 8.0, 16),
 }
 
 
@@ -111,6 +122,19 @@ def untouched(device: str) -> None:
     x[0, 0, 0, 0] = -0.0
     out = OURS.residual_add(x.to(device), [Term(values.to(device), torch.ones(1, device=device), (1,))]).cpu()
     assert torch.equal(out[::2].view(torch.int32), x[::2].view(torch.int32)) and out[1].isnan().all()
+
+
+def concatenated_once(device: str) -> None:
+    """Residuals are added while the concatenation is written: nothing is concatenated after that, as the reference does."""
+    x, skip, values = (randn(seed, 2, width, 6, 5).to(device) for seed, width in ((37, 8), (38, 16), (39, 16)))
+    weight, terms = randn(40, 8, 24, 1, 1).to(device), [Term(values, torch.ones(2, device=device))]
+
+    def concatenations(ops: ReferenceOps) -> int:
+        with mock.patch.object(torch, "cat", wraps=torch.cat) as concatenate:
+            ops.conv2d(ops.skip_connection(x, skip, terms), weight, padding=0)
+        return concatenate.call_count
+
+    assert concatenations(OURS) == 0 and concatenations(ReferenceOps()) == 1
 
 
 def large_means(device: str) -> None:

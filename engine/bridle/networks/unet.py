@@ -135,7 +135,8 @@ def _add(ops: Ops, residuals: Residuals, point: str, x: Tensor) -> Tensor:
 def _decode(trunk: Trunk, stages: Sequence[Stage], x: Tensor, skips: list[Tensor], residuals: Residuals) -> Tensor:
     for index, stage in enumerate(stages):
         k = len(skips) - 1
-        x = trunk.run(stage, (x, _add(trunk.ops, residuals, f"skip.{k}", skips.pop())))
+        added = residuals.get(f"skip.{k}") or ()
+        x = trunk.run(stage, trunk.ops.skip_connection(x, skips.pop(), added))
         if stage.resample:
             size = trunk.sizes[stage.level - 1]
             x = layers.conv(trunk.ops, trunk.weights, stage.resample, x, upsample=size)

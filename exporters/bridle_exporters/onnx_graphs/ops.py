@@ -118,6 +118,9 @@ class OnnxOps:
             x = self._op("Add", x, residual.values)
         return x
 
+    def skip_connection(self, x: Value, skip: Value, residuals: Sequence[Any]) -> Pair:
+        return x, self.residual_add(skip, residuals)
+
     def time_embedding(
         self, t: Value, dim: int, *, flip_sin_to_cos: bool, freq_shift: int, dtype: torch.dtype
     ) -> Value:

@@ -18,7 +18,7 @@ BLOCK = 512
 @triton.jit
 def _kernel(
     x, out, values, sources, scales, masks, value_strides, scale_strides, mask_strides, rows, height, width, channels,
-    TERMS: tl.constexpr, MASKS: tl.constexpr, BLOCK: tl.constexpr
+    out_stride, TERMS: tl.constexpr, MASKS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     r = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -39,7 +39,8 @@ def _kernel(
                 cell = source * mask_strides[3 * t] + line * mask_strides[3 * t + 1] + column * mask_strides[3 * t + 2]
                 value *= tl.load(masks[t] + cell, mask=valid, other=0.0).to(tl.float32)
             total += value
-    tl.store(out + r * count + i, total.to(out.dtype.element_ty), mask=valid)
+    pixel = r * height * width + i // channels
+    tl.store(out + pixel * out_stride + c, total.to(out.dtype.element_ty), mask=valid)
 
 
 def serves(residuals: Sequence[ResidualTerm]) -> bool:
@@ -49,12 +50,30 @@ def serves(residuals: Sequence[ResidualTerm]) -> bool:
 
 def residual_add(x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
     """See `bridle_kernels.residual_add`. x: [R, h, w, C], contiguous; so is the result. Raises ValueError."""
-    rows, height, width, channels = x.shape
-    for term in residuals:
-        check_term((rows, channels, height, width), term)
     if not residuals:
         return x
     out = torch.empty_like(x)
+    _add(x, residuals, out)
+    return out
+
+
+def concatenated(x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
+    """[R, h, w, C + C']: x, and skip with its residuals, which are written where the concatenation has them.
+
+    x: [R, h, w, C], skip: [R, h, w, C'], contiguous. Raises ValueError.
+    """
+    channels = x.shape[3]
+    out = x.new_empty((*x.shape[:3], channels + skip.shape[3]))
+    out[..., :channels].copy_(x)
+    _add(skip, residuals, out[..., channels:])
+    return out
+
+
+def _add(x: Tensor, residuals: Sequence[ResidualTerm], out: Tensor) -> None:
+    """out: as x, or columns of a wider tensor."""
+    rows, height, width, channels = x.shape
+    for term in residuals:
+        check_term((rows, channels, height, width), term)
     values = [term.values.to(x.device) for term in residuals]
     scales = [term.scale.to(x.device) for term in residuals]
     masks = [v if t.mask is None else t.mask.to(x.device) for v, t in zip(values, residuals, strict=True)]
@@ -72,11 +91,11 @@ def residual_add(x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
         "height": height,
         "width": width,
         "channels": channels,
+        "out_stride": out.stride(2),
     }
     masked = sum(1 << t for t, term in enumerate(residuals) if term.mask is not None)
     constants = {"TERMS": len(values), "MASKS": masked, "BLOCK": BLOCK}
     launch(_kernel, (triton.cdiv(height * width * channels, BLOCK), rows), given, constants)
-    return out
 
 
 def _strides(tensor: Tensor, dims: Sequence[int]) -> list[int]:
@@ -110,7 +129,7 @@ def _variant(dtype: str, terms: int, masks: int) -> Variant:
         "value_strides": ("i32",) * 4 * terms,
         "scale_strides": ("i32",) * terms,
         "mask_strides": ("i32",) * 3 * terms,
-        **dict.fromkeys(("rows", "height", "width", "channels"), "i32"),
+        **dict.fromkeys(("rows", "height", "width", "channels", "out_stride"), "i32"),
     }
     constants = {"TERMS": terms, "MASKS": masks, "BLOCK": BLOCK}
-    return Variant(f"residual_add_{terms}_{dtype}", _kernel, types, constants, multiples=("channels",))
+    return Variant(f"residual_add_{terms}_{dtype}", _kernel, types, constants, multiples=("channels", "out_stride"))
