@@ -55,6 +55,9 @@ def generate(
     model: Annotated[str | None, typer.Option(help="Model folder. Default: the model in the package.")] = None,
     negative_prompt: Annotated[str | None, typer.Option("--negative-prompt", "-n")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Once, or once per image. Default 0.")] = None,
+    noise: Annotated[
+        str, typer.Option(help="torch (as diffusers) or philox (counted; made where it is used)")
+    ] = "torch",
     num_images: Annotated[int, typer.Option()] = 1,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
@@ -118,6 +121,7 @@ def generate(
                 prompt,
                 negative_prompt=negative_prompt,
                 seed=_seed(seed),
+                noise=noise,
                 num_images=num_images,
                 width=width,
                 height=height,

@@ -1,6 +1,6 @@
 """Images of a request -> latents: image-to-image, inpainting with both kinds of U-Net, depth.
 
-Every random draw comes from the image's own generator, in the order of diffusers' pipelines.
+Every random draw comes from the image's own source of noise, in the order of diffusers' pipelines.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
 from bridle.errors import RequestError
+from bridle.noise import NoiseSource, StartDraw
 from bridle.pictures import fit, fit_mask
 from bridle.request import Request, as_mask, as_picture
 from bridle.solvers import SolverTable
@@ -85,14 +86,14 @@ def start(
     table: SolverTable,
     injected: Tensor | None,
     latent_size: tuple[int, int],
-    generator: torch.Generator,
+    source: NoiseSource,
 ) -> Start:
-    """Where one image starts. injected: [1, 4, h, w] standard normal noise instead of the generator's."""
-    clean = None if images.image is None else _sample(images.image, generator)
+    """Where one image starts. injected: [1, 4, h, w] standard normal noise instead of the source's."""
+    clean = None if images.image is None else _sample(images.image, source, StartDraw.IMAGE)
     shape = (1, 4, *latent_size)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32) if injected is None else injected
+    noise = source.start(StartDraw.LATENTS, shape) if injected is None else injected
     noise = noise.to(backend.device)
-    mask_channels = _mask_channels(images, generator)
+    mask_channels = _mask_channels(images, source)
     extra = mask_channels if mask_channels is not None else images.depth
     known = None
     if images.mask is not None and mask_channels is None and clean is not None:
@@ -110,11 +111,11 @@ def _initial(request: Request, clean: Tensor | None, noise: Tensor, table: Solve
     return a * clean + s * noise if s != 0.0 else clean.clone()
 
 
-def _mask_channels(images: EncodedImages, generator: torch.Generator) -> Tensor | None:
+def _mask_channels(images: EncodedImages, source: NoiseSource) -> Tensor | None:
     """[1, 5, h, w]: mask, then the latents of the masked image (controls.md section 1b)."""
     if images.masked is None or images.mask is None:
         return None
-    return torch.cat([images.mask, _sample(images.masked, generator)], dim=1)
+    return torch.cat([images.mask, _sample(images.masked, source, StartDraw.MASKED_IMAGE)], dim=1)
 
 
 def encode_moments(backend: ReferenceBackend, image: Tensor, tiling: bool) -> Moments:
@@ -129,11 +130,11 @@ def from_moments(moments: Moments, noise: Tensor) -> Tensor:
     return mean if log_variance is None else mean + torch.exp(0.5 * log_variance) * noise.to(mean.device)
 
 
-def _sample(moments: Moments, generator: torch.Generator) -> Tensor:
+def _sample(moments: Moments, source: NoiseSource, draw: StartDraw) -> Tensor:
     mean, log_variance = moments
     if log_variance is None:
         return mean
-    return from_moments(moments, torch.randn(mean.shape, generator=generator, dtype=torch.float32))
+    return from_moments(moments, source.start(draw, tuple(mean.shape)))
 
 
 def _depth(request: Request, size: tuple[int, int], latent_size: tuple[int, int]) -> Tensor:

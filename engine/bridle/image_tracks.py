@@ -12,6 +12,7 @@ from bridle.controls.source_blend import source_blend
 from bridle.image_conditioning import EncodedImages, Start, encode_images, start
 from bridle.lowering import RowPlan
 from bridle.map_controls import CaptureMaps, LocalBlend, PromptEdit
+from bridle.noise import noise_source
 from bridle.prompts import word_columns
 from bridle.request_checks import Prepared
 from bridle.text_rows import TextRows, row_index
@@ -39,19 +40,19 @@ def _track(
     place: int,
 ) -> Track:
     request, table = prepared.request, prepared.table
-    generator = torch.Generator().manual_seed(request.seeds[place])
+    noise = noise_source(request.noise, request.seeds[place])
     injected = request.latents[place : place + 1] if isinstance(request.latents, Tensor) else None
-    backgrounds = _backgrounds(backend, prepared, generator)
-    begin = start(backend, request, images, table, injected, prepared.latent_size, generator)
+    backgrounds = _backgrounds(backend, prepared, noise.generator)
+    begin = start(backend, request, images, table, injected, prepared.latent_size, noise)
     if backgrounds is not None:
-        rows = _bootstrapped(backend, prepared, rows, backgrounds, begin, generator)
+        rows = _bootstrapped(backend, prepared, rows, backgrounds, begin, noise.generator)
     return Track(
         request_index=index,
         image_index=place,
         rows=tuple(_with_channels(row, begin.extra_channels) for row in rows),
         table=table,
         latents=begin.latents[0],
-        generator=generator,
+        noise=noise,
         known=begin.known,
         records=_records(backend, prepared, rows),
     )
@@ -109,8 +110,6 @@ def _linked_source(
     backend: ReferenceBackend, prepared: Prepared, edit: PromptEdit, track: Track, rows: Sequence[RowPlan]
 ) -> Track:
     """The track that `track` reads: the same start and the same noise."""
-    generator = torch.Generator()
-    generator.set_state(track.generator.get_state())
     extra = track.rows[0].extra_channels
     source = Track(
         request_index=track.request_index,
@@ -118,7 +117,7 @@ def _linked_source(
         rows=tuple(_with_channels(row, extra) for row in rows),
         table=track.table,
         latents=track.latents.clone(),
-        generator=generator,
+        noise=track.noise.again(),
         known=track.known,
         shown=False,
     )

@@ -12,6 +12,7 @@ from bridle import field_checks as check
 from bridle.errors import RequestError
 from bridle.image_prompt import ImagePrompt
 from bridle.map_controls import CaptureMaps, MapControl, PromptEdit
+from bridle.noise import SOURCES
 from bridle.pictures import Picture, read_mask, read_picture
 from bridle.region import Region, Views
 
@@ -88,7 +89,9 @@ class Request:
 
     prompt, negative_prompt: A1111 weighting `(word:1.2)` and BREAK unless prompt_syntax is "plain"; any length.
     negative_prompt None differs from "" on SDXL (zeros instead of the encoded empty text), as in diffusers. prompt_2,
-    negative_prompt_2: SDXL's second text encoder. seed: image i uses seed + i, or the i-th of a list. width, height:
+    negative_prompt_2: SDXL's second text encoder. seed: image i uses seed + i, or the i-th of a list. noise: "torch" (the
+    numbers that diffusers draws) or "philox" (counted: each number depends on seed, step and place alone, and a GPU makes it
+    where it is used; the backgrounds of latent regions are still chosen by torch). width, height:
     pixels, multiples of the autoencoder's factor (8). num_inference_steps: 1 to 1000. guidance_scale: 0 to 100; at
     1 and below no unconditional row is run. scheduler: a diffusers class name, a label such as "dpm++ 2m karras" or a
     configuration dictionary. eta: 0 to 1, for DDIM and TCD. image, strength: image-to-image. mask_image: inpainting,
@@ -99,7 +102,7 @@ class Request:
     maps, edits and injected maps. clip_skip: text encoder layers left out.
     original_size, crops_coords_top_left, target_size: SDXL size conditioning, (height, width) and (top, left), with
     negative_ forms for the unconditional row. latents: [num_images, 4, height / 8, width / 8] standard normal noise
-    instead of the seed's. vae_tiling: decode and encode in tiles. output_type: "pil", "np" or "latent".
+    to start from instead of the seed's. vae_tiling: decode and encode in tiles. output_type: "pil", "np" or "latent".
     Raises RequestError, or LimitError for what is well formed but too large.
     """
 
@@ -111,6 +114,7 @@ class Request:
     prompt_syntax: str = "a1111"
     num_images: int = 1
     seed: int | Sequence[int] = 0
+    noise: str = "torch"
     width: int | None = None
     height: int | None = None
     num_inference_steps: int = 50
@@ -237,6 +241,7 @@ def _check_numbers(request: Request) -> None:
     _put(request, "strength", check.number("strength", request.strength, 0.0, 1.0))
     _put(request, "clip_skip", check.integer("clip_skip", request.clip_skip, 0, 31))
     _put(request, "seed", _seed(request.seed, request.num_images))
+    check.choice("noise", request.noise, SOURCES)
 
 
 def _seed(value: object, num_images: int) -> int | tuple[int, ...]:

@@ -200,6 +200,8 @@ class StepTerms:
     weights: Tensor | None = None
     history: Tensor | None = None
     noise: Tensor | None = None
+    noise_source: Tensor | None = None
+    noise_scale: Tensor | None = None
     known: Tensor | None = None
     known_noise: Tensor | None = None
     known_coefficients: Tensor | None = None

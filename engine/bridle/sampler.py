@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bridle.batch import Batch
 from bridle.errors import Cancelled, NumericFault
+from bridle.noise import counters, scales
 from bridle.rows import Rows, StepTerms
 from bridle.solvers import SolverTable
 from bridle.track import Track
-from bridle.uploads import sent, upload
+from bridle.uploads import upload
 
 _NO_FAULT = -1
 
@@ -165,6 +166,7 @@ class _State:
         self._known = _known_arguments(self.tracks, self.latents)
         self._coefficients = upload(self._coefficient_table(), device)
         self._levels = None if self._known is None else upload(self._level_table(), device)
+        self._draws = self._draw_tables()
 
     @property
     def ends(self) -> bool:
@@ -178,6 +180,7 @@ class _State:
             latents=self.latents,
             coefficients=self._coefficients[step],
             noise=self._noise(),
+            **{name: table[step] for name, table in self._draws.items()},
             history=self.history if self.depth else None,
             known_coefficients=None if self._levels is None else self._levels[step],
             **self._guidance,
@@ -249,9 +252,20 @@ class _State:
         levels = [[t.table.add_noise[t.step + later + 1] for t in self.tracks] for later in self._steps_left()]
         return np.array(levels, np.float32)
 
+    def _draw_tables(self) -> dict[str, Tensor]:
+        """[S, P, ...]: what steps make noise from themselves; empty where no track is of that kind."""
+        counted = [track.table.noise_coefficients.shape[1] for track in self.tracks if track.noise.seed is not None]
+        draws, device = max(counted, default=0), self.latents.device
+        if not draws:
+            return {}
+        left = [(track, range(track.step, track.step + len(self._steps_left()))) for track in self.tracks]
+        sources = np.stack([counters(track.noise, steps) for track, steps in left], axis=1)
+        factors = np.stack([scales(track.noise, track.table, steps, draws) for track, steps in left], axis=1)
+        return {"noise_source": upload(sources, device), "noise_scale": upload(factors, device)}
+
     def _noise(self) -> Tensor | None:
-        """[P, C, h, w]: each track's own draws times their coefficients; None when no track needs any."""
-        drawn = [_step_noise(track, self.latents[index]) for index, track in enumerate(self.tracks)]
+        """[P, C, h, w]: what the host draws for each track, times its coefficients; None when no track needs any."""
+        drawn = [t.noise.step(t.table, t.step, latents) for t, latents in zip(self.tracks, self.latents, strict=True)]
         if all(noise is None for noise in drawn):
             return None
         return torch.stack([torch.zeros_like(self.latents[0]) if noise is None else noise for noise in drawn])
@@ -259,19 +273,6 @@ class _State:
 
 def _history_depth(track: Track) -> int:
     return int(max(track.table.sample_coefficients.shape[1], track.table.output_coefficients.shape[1])) - 1
-
-
-def _step_noise(track: Track, like: Tensor) -> Tensor | None:
-    """Draws as diffusers does for one image, in its order, also those whose coefficient is 0."""
-    coefficients = track.table.noise_coefficients[track.step]
-    total: Tensor | None = None
-    for draw in range(int(track.table.noise_draws[track.step])):
-        noise = torch.randn((1, *like.shape), generator=track.generator, dtype=torch.float32)[0]
-        noise = sent(noise, like.device)
-        if coefficients[draw] != 0.0:
-            term = float(coefficients[draw]) * noise
-            total = term if total is None else total + term
-    return total
 
 
 def _guidance_terms(tracks: Sequence[Track], device: torch.device) -> dict[str, Any]:

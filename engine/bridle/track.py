@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from bridle.lowering import RowPlan
+from bridle.noise import NoiseSource
 from bridle.solvers import SolverTable
 
 
@@ -60,7 +60,7 @@ class Track:
     rows: tuple[RowPlan, ...]
     table: SolverTable
     latents: Tensor
-    generator: torch.Generator
+    noise: NoiseSource
     known: KnownRegion | None = None
     source: "Track | None" = None
     blend: Blend | None = None

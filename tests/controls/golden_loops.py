@@ -14,6 +14,7 @@ from bridle.architectures import ARCHITECTURES
 from bridle.backends.reference import ReferenceBackend
 from bridle.lowering import RowPlan
 from bridle.networks.configs import UNetConfig, VaeConfig
+from bridle.noise import TorchNoise
 from bridle.rows import Rows
 from bridle.sampler import StepSnapshot, denoise
 from bridle.solvers import SolverTable, solver_table
@@ -71,7 +72,7 @@ class GoldenLoop:
 
     def track(self, rows: Sequence[RowPlan], latents: Tensor, place: int = 0) -> Track:
         """latents: [C, h, w]."""
-        return Track(0, place, tuple(rows), self.table, latents, torch.Generator())
+        return Track(0, place, tuple(rows), self.table, latents, TorchNoise(torch.Generator()))
 
     def close(self, got: Tensor, name: str, where: Tensor | slice = slice(None)) -> None:
         """`got` is output `name`, or the part `where` of it, within the case's own tolerance."""

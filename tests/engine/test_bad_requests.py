@@ -65,6 +65,8 @@ FIELDS = [
     ("num_images", True),
     ("num_images", None),
     ("num_images", Decimal(1)),
+    ("noise", "curand"),
+    ("noise", None),
     ("seed", None),
     ("seed", "7"),
     ("seed", [0.5]),

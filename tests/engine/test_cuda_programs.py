@@ -243,7 +243,8 @@ def test_no_step_waits_for_the_device(engine: bridle.Engine, monkeypatch: pytest
     monkeypatch.setattr(engine.backend.graphs, "capture", kept_outputs)
     request = replace(asked(CONTROLS[name]), output_type="latent", num_inference_steps=4)
     with watched_steps(monkeypatch) as found:
-        engine.sample([request, replace(request, seed=9, scheduler="euler a")])
+        drawn = replace(request, seed=9, scheduler="euler a")
+        engine.sample([request, drawn, replace(drawn, noise="philox")])
     assert found == []
 
 

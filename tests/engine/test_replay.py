@@ -80,6 +80,7 @@ FILLED: Mapping[str, object] = {
     "guidance_scale": 0.1 + 0.2,
     "scheduler": "euler a",
     "eta": 1 / 3,
+    "noise": "philox",
     "image": picture(),
     "strength": 0.7,
     "mask_image": MASK,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bridle_kernels import _core, available_isas
+from bridle_kernels.counter_noise import standard_normal
 from bridle_kernels.guide_step_blend import guide_step_blend, native, reference
 from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact, poisoned
 
@@ -24,7 +25,8 @@ each_isa = pytest.mark.parametrize("isa", available_isas())
 
 @dataclass(frozen=True)
 class Case:
-    """Sizes of a random case. views: terms cover windows of the latents, with weights and wrapping columns."""
+    """Sizes of a random case. views: terms cover windows of the latents, with weights and wrapping columns. draws: of each
+    sample."""
 
     samples: int = 2
     rows: int = 5
@@ -35,6 +37,7 @@ class Case:
     views: bool = False
     known: bool = True
     noise: bool = True
+    draws: int = 0
 
 
 def arguments(case: Case, seed: int, dtype: torch.dtype = torch.float32, integers: bool = False) -> dict[str, Any]:
@@ -66,6 +69,8 @@ def arguments(case: Case, seed: int, dtype: torch.dtype = torch.float32, integer
         "history": values(case.samples, case.history, *image[1:]) if case.history else None,
         "coefficients": values(case.samples, 3 + case.history),
         "noise": values(*image) if case.noise else None,
+        "noise_source": sources(case.samples, generator) if case.draws else None,
+        "noise_scale": values(case.samples, case.draws) if case.draws else None,
         "known": values(*image) if case.known else None,
         "known_noise": values(*image) if case.known else None,
         "known_coefficients": values(case.samples, 2) if case.known else None,
@@ -74,13 +79,19 @@ def arguments(case: Case, seed: int, dtype: torch.dtype = torch.float32, integer
     }
 
 
+def sources(samples: int, generator: torch.Generator) -> Tensor:
+    """Seeds of all 64 bits, and steps."""
+    seeds = torch.randint(-(2**63), 2**63 - 1, (samples,), generator=generator)
+    return torch.stack([seeds, torch.randint(0, 1000, (samples,), generator=generator)], dim=1)
+
+
 def converted(given: dict[str, Any], change: Any) -> dict[str, Any]:
     return {k: change(v) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in given.items()}
 
 
 def magnitudes(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The op over absolute values: the sum of the magnitudes of all terms."""
-    absolute = converted(given, lambda v: v.double().abs())
+    absolute = {**converted(given, lambda v: v.double().abs()), **noise_magnitude(given)}
     if given["mask"] is None:
         return reference.guide_step_blend(**absolute)
     ones = {**absolute, "known": None, "known_noise": None, "known_coefficients": None, "mask": None, "has_known": None}
@@ -89,11 +100,25 @@ def magnitudes(given: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return x + k[:, 0] * absolute["known"] + k[:, 1] * absolute["known_noise"], m
 
 
+def noise_magnitude(given: dict[str, Any]) -> dict[str, Tensor | None]:
+    """What is given and every draw, as the noise that is given."""
+    if given["noise_source"] is None:
+        return {}
+    total = torch.zeros_like(given["latents"]).double() if given["noise"] is None else given["noise"].double().abs()
+    for p, (seed, step) in enumerate(given["noise_source"].tolist()):
+        for draw, scale in enumerate(given["noise_scale"][p].tolist()):
+            drawn = standard_normal(seed, step, draw, tuple(total.shape[1:]), torch.float64)
+            total[p] += drawn.abs() * abs(scale)
+    return {"noise": total, "noise_source": None, "noise_scale": None}
+
+
 CASES = [
     *(Case(width=width) for width in WIDTHS),
     *(Case(width=width, views=True, known=False) for width in (5, 16, 31)),
     Case(samples=1, rows=1, channels=1, height=1, width=1, history=0, known=False, noise=False),
     Case(samples=5, rows=9, channels=4, height=8, width=65, history=6, views=True),
+    Case(samples=3, channels=4, height=16, width=33, history=0, known=False, noise=False, draws=1),
+    Case(samples=3, width=31, views=True, draws=2),
 ]
 
 
@@ -139,6 +164,8 @@ def test_layouts_give_the_bytes_of_the_copy(isa: str, dtype: torch.dtype, layout
 
 def plain_arrays(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     tensors = {k: v for k, v in given.items() if v is None or v.ndim >= 3}
+    for made in ("noise_source", "noise_scale"):
+        del tensors[made]
     arrays = {k: v.numpy() for k, v in given.items() if v is not None and v.ndim < 3}
     empty = np.zeros(0, np.float32)
     return tensors, {"known_coefficients": empty, "has_known": empty, **arrays}
@@ -179,8 +206,9 @@ def test_nan_reaches_what_depends_on_it_and_nothing_else(isa: str) -> None:
 
 
 @each_isa
-def test_a_sample_does_not_depend_on_its_mates(isa: str) -> None:
-    given = arguments(Case(samples=6, rows=12), seed=13)
+@pytest.mark.parametrize("draws", [0, 2])
+def test_a_sample_does_not_depend_on_its_mates(isa: str, draws: int) -> None:
+    given = arguments(Case(samples=6, rows=12, draws=draws), seed=13)
     together = native.guide_step_blend(**given, isa=isa)
     for p in range(6):
         first, last = int(given["term_start"][p]), int(given["term_start"][p + 1])
@@ -204,9 +232,28 @@ SEEDED_BUGS = {
 }
 
 
-@pytest.mark.parametrize("bug", SEEDED_BUGS.values(), ids=SEEDED_BUGS)
-def test_seeded_bugs_are_caught(bug: Any) -> None:
-    given = arguments(Case(), seed=17)
+def other_source(given: dict[str, Any], change: tuple[int, int]) -> dict[str, Any]:
+    return {**given, "noise_source": given["noise_source"] + torch.tensor([change])}
+
+
+DRAW_BUGS = {
+    "seed of another image": lambda g: other_source(g, (1, 0)),
+    "high word of the seed dropped": lambda g: other_source(g, (2**32, 0)),
+    "noise of another step": lambda g: other_source(g, (0, 1)),
+    "draws swapped": lambda g: {**g, "noise_scale": g["noise_scale"].flip(1)},
+    "noise that is given dropped": lambda g: {**g, "noise": None},
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "bug"),
+    [
+        *(pytest.param(Case(), bug, id=name) for name, bug in SEEDED_BUGS.items()),
+        *(pytest.param(Case(draws=2), bug, id=name) for name, bug in DRAW_BUGS.items()),
+    ],
+)
+def test_seeded_bugs_are_caught(case: Case, bug: Any) -> None:
+    given = arguments(case, seed=17)
     exact = reference.guide_step_blend(**converted(given, lambda v: v.double()))
     peer = reference.guide_step_blend(**given)
     wrong = reference.guide_step_blend(**bug(given))
@@ -234,6 +281,9 @@ def test_the_reference_serves_what_the_kernel_does_not() -> None:
         (lambda g: g.update(noise=g["noise"][:, :, 1:]), "noise"),
         (lambda g: g.update(mask=g["known"]), "mask"),
         (lambda g: g.update(coefficients=g["coefficients"][:, 1:]), "coefficients"),
+        (lambda g: g.update(noise_scale=torch.ones(2, 1)), "noise_source"),
+        (lambda g: g.update(noise_source=torch.ones(2, 2).long()), "noise_scale"),
+        (lambda g: g.update(noise_source=torch.ones(2, 2).long(), noise_scale=torch.ones(3, 1)), "noise_scale"),
     ],
 )
 def test_bad_arguments_are_named(change: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from bridle_kernels.guide_step_blend import reference, triton
 
 checked = 0
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
-    for seed, case in enumerate([*CASES[::2], CASES[-3], CASES[-2]]):
+    for seed, case in enumerate([*CASES[::2], CASES[11], *CASES[-3:]]):
         given = arguments(case, seed=seed, dtype=dtype)
         exact = reference.guide_step_blend(**converted(given, lambda v: v.double()))
         peer = reference.guide_step_blend(**given)
@@ -46,7 +46,8 @@ print(checked, "cases")
 
 
 def test_in_the_interpreter() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{HERE}:{HERE.parent}"}
+    path = os.pathsep.join([str(HERE), str(HERE.parent), *sys.path])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     outcome = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
     )

@@ -26,7 +26,10 @@ _ROW_WISE: dict[type, frozenset[str]] = {
 }
 """Fields whose first dimension counts rows, unless it is 1 and serves all of them."""
 _SAMPLE_WISE = frozenset(
-    {"latents", "coefficients", "history", "noise", "known", "known_noise", "known_coefficients", "mask", "has_known"}
+    {
+        *("latents", "coefficients", "history", "noise", "noise_source", "noise_scale"),
+        *("known", "known_noise", "known_coefficients", "mask", "has_known"),
+    }
 )
 """Those of StepTerms that count samples."""
 

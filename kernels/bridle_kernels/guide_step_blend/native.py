@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from bridle_kernels import _core
+from bridle_kernels.guide_step_blend.reference import total_noise
 
 _EPS_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -34,6 +35,8 @@ def guide_step_blend(
     history: Tensor | None,
     coefficients: Tensor,
     noise: Tensor | None,
+    noise_source: Tensor | None,
+    noise_scale: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
     known_coefficients: Tensor | None,
@@ -48,7 +51,7 @@ def guide_step_blend(
         "weights": weights,
         "latents": latents,
         "history": history,
-        "noise": noise,
+        "noise": total_noise(latents, noise, noise_source, noise_scale),
         "known": known,
         "known_noise": known_noise,
         "mask": mask,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from bridle_kernels.counter_noise import standard_normal
+
 
 def guide_step_blend(
     eps: Tensor,
@@ -18,6 +20,8 @@ def guide_step_blend(
     history: Tensor | None,
     coefficients: Tensor,
     noise: Tensor | None,
+    noise_source: Tensor | None,
+    noise_scale: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
     known_coefficients: Tensor | None,
@@ -25,6 +29,7 @@ def guide_step_blend(
     has_known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `bridle_kernels.guide_step_blend`. Computes in the dtype of `latents`."""
+    noise = total_noise(latents, noise, noise_source, noise_scale)
     outputs, results = [], []
     for p in range(latents.shape[0]):
         m = latents.new_zeros(latents.shape[1:])
@@ -41,6 +46,21 @@ def guide_step_blend(
         outputs.append(m)
         results.append(x)
     return torch.stack(results), torch.stack(outputs)
+
+
+def total_noise(
+    latents: Tensor, noise: Tensor | None, noise_source: Tensor | None, noise_scale: Tensor | None
+) -> Tensor | None:
+    """[P, C, H, W]: the noise that is given plus the draws of each sample; None where there is neither."""
+    if noise_source is None or noise_scale is None:
+        return noise
+    made = torch.zeros_like(latents) if noise is None else noise.to(latents.dtype, copy=True)
+    for p, (seed, step) in enumerate(noise_source.tolist()):
+        for draw, scale in enumerate(noise_scale[p].tolist()):
+            if scale != 0.0:
+                drawn = standard_normal(seed, step, draw, tuple(made.shape[1:]), made.dtype)
+                made[p] += drawn.to(made.device) * scale
+    return made
 
 
 def _add_term(

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bridle_kernels.counter_noise.triton import standard_normal
 from bridle_kernels.triton_launch import launch
 from bridle_kernels.triton_variant import DTYPES, Variant
 
@@ -32,6 +33,8 @@ def _kernel(
     history,
     coefficients,
     noise,
+    noise_source,
+    noise_scale,
     known,
     known_noise,
     known_coefficients,
@@ -46,6 +49,7 @@ def _kernel(
     channels,
     HISTORY: tl.constexpr,
     NOISE: tl.constexpr,
+    DRAWS: tl.constexpr,
     WEIGHTS: tl.constexpr,
     KNOWN: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -83,8 +87,20 @@ def _kernel(
     b = tl.load(own + 1)
     if b != 0.0:
         total += m * b
-    if NOISE:
-        total = _add(total, noise + here, tl.load(own + 2), valid)
+    if NOISE or DRAWS:
+        amount = tl.load(own + 2)
+        if amount != 0.0:
+            z = tl.zeros([BLOCK], tl.float32)
+            if NOISE:
+                z = tl.load(noise + here, mask=valid, other=0.0)
+            if DRAWS:
+                seed = tl.load(noise_source + 2 * p)
+                step = tl.load(noise_source + 2 * p + 1)
+                for draw in tl.range(DRAWS):
+                    scale = tl.load(noise_scale + p * DRAWS + draw)
+                    if scale != 0.0:
+                        z += standard_normal(seed, step, draw, i) * scale
+            total += z * amount
     if HISTORY:
         for h in range(HISTORY):
             total = _add(total, history + (p * HISTORY + h) * count + i, tl.load(own + 3 + h), valid)
@@ -111,6 +127,8 @@ def guide_step_blend(
     history: Tensor | None,
     coefficients: Tensor,
     noise: Tensor | None,
+    noise_source: Tensor | None,
+    noise_scale: Tensor | None,
     known: Tensor | None,
     known_noise: Tensor | None,
     known_coefficients: Tensor | None,
@@ -135,6 +153,8 @@ def guide_step_blend(
         "history": history,
         "coefficients": coefficients,
         "noise": noise,
+        "noise_source": noise_source,
+        "noise_scale": noise_scale,
         "known": known,
         "known_noise": known_noise,
         "known_coefficients": known_coefficients,
@@ -147,6 +167,7 @@ def guide_step_blend(
     constants = {
         "HISTORY": 0 if history is None else history.shape[1],
         "NOISE": noise is not None,
+        "DRAWS": 0 if noise_scale is None else noise_scale.shape[1],
         "WEIGHTS": weights is not None,
         "KNOWN": known is not None,
         "BLOCK": BLOCK,
@@ -161,6 +182,7 @@ _FLOATS = ("term_coefficient", "latents", "coefficients", "out", "model_output")
 _INTEGERS = ("term_start", "term_row", "term_weight", "term_top", "term_left")
 _OPTIONAL = {
     "NOISE": {"noise": "*fp32"},
+    "DRAWS": {"noise_source": "*i64", "noise_scale": "*fp32"},
     "WEIGHTS": {"weights": "*fp32"},
     "KNOWN": {
         **dict.fromkeys(("known", "known_noise", "known_coefficients", "mask"), "*fp32"),
@@ -171,9 +193,10 @@ _OPTIONAL = {
 
 
 def variants() -> list[Variant]:
-    """A step of a solver without memory, of one with one and with two slots of it, of one with noise, and everything."""
+    """A step of a solver without memory, of one with one and with two slots of it, of one with noise of either source, and
+    everything."""
     plain = [_variant(dtype, history, ()) for dtype in DTYPES.values() for history in (0, 1, 2)]
-    noisy = [_variant(dtype, 0, ("NOISE",)) for dtype in DTYPES.values()]
+    noisy = [_variant(dtype, 0, (source,)) for dtype in DTYPES.values() for source in ("NOISE", "DRAWS")]
     return [*plain, *noisy, *(_variant(dtype, 4, tuple(_OPTIONAL)) for dtype in DTYPES.values())]
 
 
@@ -193,6 +216,7 @@ def _variant(dtype: str, history: int, features: tuple[str, ...]) -> Variant:
         **dict.fromkeys(("height", "width", "window_height", "window_width", "channels"), "i32"),
     }
     flags = {feature: feature in features for feature in _OPTIONAL}
-    constants: dict[str, int | bool | None] = {"HISTORY": history, **flags, "BLOCK": BLOCK, **absent}
+    numbers = {"HISTORY": history, "DRAWS": int("DRAWS" in features), "BLOCK": BLOCK}
+    constants: dict[str, int | bool | None] = {**flags, **numbers, **absent}
     name = "_".join(("guide_step_blend", str(history), *(f.lower() for f in features), dtype))
     return Variant(name, _kernel, types, constants, fusion=False)
