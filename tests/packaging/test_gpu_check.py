@@ -91,7 +91,7 @@ def test_a_kernel_that_differs_between_runs_is_told() -> None:
 
 
 def test_every_module_of_checks_is_run() -> None:
-    assert {"gpu_attention_checks", "gpu_norm_checks"} <= set(kernels.modules())
+    assert {"gpu_attention_checks", "gpu_noise_checks", "gpu_norm_checks"} <= set(kernels.modules())
 
 
 def test_rows_cover_what_is_required() -> None:
