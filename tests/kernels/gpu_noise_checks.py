@@ -9,14 +9,14 @@ from bridle_kernels.counter_noise import standard_normal
 from bridle_kernels.guide_step_blend.triton import guide_step_blend
 from numerics import assert_as_good_as_peer
 
-SHAPE = (4, 64, 64)
+SHAPE = (4, 31, 33)
 SOURCES = ((0, 1), (2**63 - 1, 1), (-1, 1000), (5, 2**32 - 1), (5 + 2**32, 2), (5, 2))
 """Seeds, those of 2^63 and more as negative numbers, and steps."""
 Check = tuple[str, Callable[[], None]]
 
 
 def made(sources: tuple[tuple[int, int], ...], scales: Tensor, device: str) -> Tensor:
-    """[P, 4, 64, 64]: the kernel's step of samples that are zero, which is their noise. scales: [P, J]."""
+    """[P, 4, 31, 33]: the kernel's step of samples that are zero, which is their noise. scales: [P, J]."""
     count = len(sources)
     zeros = torch.zeros(count, *SHAPE, device=device)
     zero = torch.zeros(count, dtype=torch.int32, device=device)
@@ -51,7 +51,7 @@ def checks(device: str) -> Iterator[Check]:
 
 
 def accepted(source: tuple[int, int], device: str) -> None:
-    """The acceptance rule for the second of two draws, of a whole image."""
+    """The acceptance rule for the second of two draws, of an image whose last block is not full."""
     scales = torch.tensor([[0.0, 1.0]])
     ours, again = made((source,), scales, device)[0], made((source,), scales, device)[0]
     assert torch.equal(ours, again), "two runs differ"
