@@ -13,6 +13,8 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
+from test_guide_step_blend import Case, arguments
+
 import bridle
 from bridle.backends.bundled_kernels import use_kernels
 from bridle_exporters import kernel_bundle
@@ -21,6 +23,7 @@ from bridle_exporters.kernel_bundle import export_kernels, write_bundle
 from bridle_kernels.attention import Capture, MassShift, Piece, Segment, gpu
 from bridle_kernels.cuda_driver import CudaDriver, DriverError
 from bridle_kernels.geglu import triton as geglu
+from bridle_kernels.guide_step_blend.triton import guide_step_blend
 from bridle_kernels.kernel_bundle import SCRATCH, KernelBundle, KernelBundleError
 from bridle_kernels.resample import triton as resample
 from bridle_kernels.triton_kernels import variants
@@ -143,6 +146,14 @@ def networks(dtype: torch.dtype) -> None:
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
+STEPS = (
+    *(Case(history=history, known=False, noise=False) for history in (0, 1, 2)),
+    Case(history=0, known=False),
+    Case(history=0, known=False, noise=False, draws=1),
+)
+"""Deterministic solvers, and stochastic ones with noise of either source."""
+
+
 def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
     """Of an image's attention to itself, or, where its keys are text, of its queries and a captured column."""
     q = torch.zeros(1, 256, 8, dim, dtype=dtype, requires_grad=True)
@@ -155,6 +166,8 @@ def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
     networks(dtype)
+    for case in STEPS:
+        guide_step_blend(**arguments(case, 1, dtype))
     for dim in (40, 64, 80, 160):
         gradients(dim, 256, dtype)
         gradients(dim, 77, dtype)
