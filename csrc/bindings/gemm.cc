@@ -15,6 +15,7 @@
 #include "bindings/dlpack.h"
 #include "bridle/op_arguments.h"
 #include "bridle/thread_pool.h"
+#include "bridle/upsampled_conv2d.h"
 
 namespace bridle::python {
 namespace {
@@ -99,6 +100,28 @@ void conv2d(ThreadPool& pool, const PackedWeights& weights, const std::vector<py
   gemm(weights, a, pool);
 }
 
+// phases: packed 2x2 taps for each parity of an output's line and column. sources: [R, h, w, C] each. out, residual:
+// [R * 2 h * 2 w, N].
+void upsampled_conv2d(ThreadPool& pool, const PhaseWeights& phases, const std::vector<py::object>& sources,
+                      const py::object& out, const py::object& bias, const py::object& shift,
+                      const py::object& residual, const std::string& activation) {
+  const Borrowed b = borrow("bias", bias), s = borrow("shift", shift), r = borrow("residual", residual),
+                 o = borrow("out", out);
+  const BorrowedList images("source", sources);
+  const std::vector<ConvSource> inputs = phase_sources(phases, images.tensors);
+  const std::vector<int64_t>& shape = images.tensors.front().shape;
+  const GemmArguments whole =
+      whole_arguments(phases, shape, {optional(b), optional(s), optional(r), &present("out", o)}, activation);
+  py::gil_scoped_release release;
+  for (int64_t i = 0; i < kPhases; ++i) {
+    const ConvGeometry g = phase_geometry(shape, i);
+    const ConvRows rows(inputs, g, phases[i]->zeros(), element_bytes(phases[i]->dtype()));
+    GemmArguments a = phase_arguments(whole, g, i);
+    a.left = &rows;
+    gemm(*phases[i], a, pool);
+  }
+}
+
 }  // namespace
 
 void bind_gemm(py::module_& module) {
@@ -123,6 +146,9 @@ void bind_gemm(py::module_& module) {
   module.def("conv2d", &conv2d, py::arg("pool"), py::arg("weights"), py::arg("sources"), py::arg("out"), py::kw_only(),
              py::arg("kernel"), py::arg("stride") = 1, py::arg("padding") = std::vector<int64_t>{1, 1, 1, 1},
              py::arg("upsample") = std::vector<int64_t>{}, py::arg("bias") = py::none(), py::arg("shift") = py::none(),
+             py::arg("residual") = py::none(), py::arg("activation") = "");
+  module.def("upsampled_conv2d", &upsampled_conv2d, py::arg("pool"), py::arg("phases"), py::arg("sources"),
+             py::arg("out"), py::kw_only(), py::arg("bias") = py::none(), py::arg("shift") = py::none(),
              py::arg("residual") = py::none(), py::arg("activation") = "");
 }
 

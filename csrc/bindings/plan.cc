@@ -82,6 +82,8 @@ void bind_plan(py::module_& module) {
       .def("conv2d", &record_conv2d, py::arg("weights"), py::arg("sources"), py::arg("out"), py::kw_only(),
            py::arg("kernel"), py::arg("stride"), py::arg("padding"), py::arg("upsample"), py::arg("bias"),
            py::arg("shift"), py::arg("residual"), py::arg("activation"))
+      .def("upsampled_conv2d", &record_upsampled_conv2d, py::arg("phases"), py::arg("sources"), py::arg("out"),
+           py::kw_only(), py::arg("bias"), py::arg("shift"), py::arg("residual"), py::arg("activation"))
       .def("group_norm", &record_group_norm, py::arg("sources"), py::arg("out"), py::arg("weight"), py::arg("bias"),
            py::kw_only(), py::arg("groups"), py::arg("eps"), py::arg("activation"))
       .def("layer_norm", &record_layer_norm, py::arg("x"), py::arg("out"), py::arg("weight"), py::arg("bias"),

@@ -55,6 +55,19 @@ Plan::Step product(const Weights& weights, GemmArguments arguments, Rows rows) {
   };
 }
 
+// Sources where they lie in a frame.
+std::vector<ConvSource> located(std::vector<ConvSource> sources, const std::vector<PlanTensor>& tensors,
+                                const Frame& frame) {
+  for (size_t i = 0; i < sources.size(); ++i) sources[i].data = tensors[i].at(frame);
+  return sources;
+}
+
+Plan::Step convolution(const Weights& weights, const GemmArguments& arguments, std::vector<ConvSource> sources,
+                       const ConvGeometry& geometry) {
+  return product(weights, arguments,
+                 ConvRows(std::move(sources), geometry, weights->zeros(), element_bytes(weights->dtype())));
+}
+
 AttentionArguments attention_arguments(const PlanTensor& q, const PlanTensor& out, float scale, bool causal,
                                        bool float32_scores) {
   const std::vector<int64_t>& shape = q.layout.shape;
@@ -120,10 +133,29 @@ void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTen
   Buffers reads = epilogue.reads();
   for (const PlanTensor& source : sources) reads.push_back(source.buffer);
   plan.add("conv2d", reads, {out.buffer}, [=](Frame& frame) {
-    std::vector<ConvSource> found = inputs;
-    for (size_t i = 0; i < found.size(); ++i) found[i].data = sources[i].at(frame);
-    return product(weights, epilogue.in(frame, arguments),
-                   ConvRows(found, g, weights->zeros(), element_bytes(weights->dtype())));
+    return convolution(weights, epilogue.in(frame, arguments), located(inputs, sources, frame), g);
+  });
+}
+
+void record_upsampled_conv2d(Plan& plan, const PhaseWeights& phases, const std::vector<PlanTensor>& sources,
+                             const PlanTensor& out, const OptionalTensor& bias, const OptionalTensor& shift,
+                             const OptionalTensor& residual, const std::string& activation) {
+  const std::vector<ConvSource> inputs = phase_sources(phases, layouts(sources));
+  const std::vector<int64_t> shape = sources.front().layout.shape;
+  const Epilogue epilogue{bias, shift, residual, out};
+  const GemmArguments whole = whole_arguments(phases, shape, epilogue.tensors(), activation);
+  Buffers reads = epilogue.reads();
+  for (const PlanTensor& source : sources) reads.push_back(source.buffer);
+  plan.add("upsampled_conv2d", reads, {out.buffer}, [=](Frame& frame) -> Plan::Step {
+    std::vector<Plan::Step> steps;
+    for (int64_t i = 0; i < kPhases; ++i) {
+      const ConvGeometry g = phase_geometry(shape, i);
+      steps.push_back(
+          convolution(phases[i], phase_arguments(epilogue.in(frame, whole), g, i), located(inputs, sources, frame), g));
+    }
+    return [steps = std::move(steps)](ThreadPool& pool) {
+      for (const Plan::Step& step : steps) step(pool);
+    };
   });
 }
 

@@ -52,7 +52,7 @@ std::vector<float> pattern(int64_t count, int seed) {
   return values;
 }
 
-// A convolution, a norm, Q, K and V, self-attention, cross-attention, a residual and a projection.
+// Two convolutions, a norm, Q, K and V, self-attention, cross-attention, a residual and a projection.
 struct Network {
   std::shared_ptr<Plan> plan = std::make_shared<Plan>();
   std::vector<float> scale = std::vector<float>(kChannels, 1.0f), bias = pattern(kChannels, 5);
@@ -83,10 +83,13 @@ struct Network {
     input = plan->add_input(kRows * kPixels * 4 * 4);
     const int32_t b = plan->add_constant(bias.data()), s = plan->add_constant(scale.data());
     const int32_t made = buffer(kChannels), normed = buffer(kChannels), qkv = buffer(3 * kChannels),
-                  own = buffer(kChannels), cross = buffer(kChannels);
+                  own = buffer(kChannels), cross = buffer(kChannels), enlarged = buffer(kChannels);
     output = buffer(kChannels);
     record_conv2d(*plan, weights(kChannels, std::vector<int64_t>(9, 4), 1), {image(input, pixels)},
                   matrix(made, kChannels), {3, 3}, 1, {1, 1, 1, 1}, {}, image(b, {kChannels}), {}, {}, "silu");
+    record_upsampled_conv2d(*plan, PhaseWeights(kPhases, weights(kChannels, std::vector<int64_t>(4, 4), 4)),
+                            {image(input, {kRows, kSide / 2, kSide / 2, 4})}, matrix(enlarged, kChannels), {}, {},
+                            matrix(made, kChannels), "");
     record_group_norm(*plan, {image(made, flat)}, image(normed, flat), image(s, {kChannels}), image(b, {kChannels}), 4,
                       1e-5, "");
     record_linear(*plan, weights(3 * kChannels, {kChannels}, 2), matrix(normed, kChannels), matrix(qkv, 3 * kChannels),
@@ -102,7 +105,7 @@ struct Network {
         record_bound_attention(*plan, image(own, {kRows, kPixels, kHeads, kDim}), image(cross, flat), 0.25f, false);
     point = record_residual_add(*plan, image(cross, flat));
     record_linear(*plan, weights(kChannels, {kChannels}, 3), matrix(cross, kChannels), matrix(output, kChannels), {},
-                  matrix(made, kChannels), "");
+                  matrix(enlarged, kChannels), "");
     plan->keep(output);
     plan->finish();
   }

@@ -86,6 +86,17 @@ def conv2d(
     residual: object = None,
     activation: str = "",
 ) -> None: ...
+def upsampled_conv2d(
+    pool: ThreadPool,
+    phases: Sequence[PackedWeights],
+    sources: Sequence[object],
+    out: object,
+    *,
+    bias: object = None,
+    shift: object = None,
+    residual: object = None,
+    activation: str = "",
+) -> None: ...
 def group_norm(
     pool: ThreadPool,
     sources: Sequence[object],
@@ -138,6 +149,9 @@ class Plan:
     def linear(self, weights: PackedWeights, x: PlanTensor, out: PlanTensor, **options: object) -> None: ...
     def conv2d(
         self, weights: PackedWeights, sources: Sequence[PlanTensor], out: PlanTensor, **options: object
+    ) -> None: ...
+    def upsampled_conv2d(
+        self, phases: Sequence[PackedWeights], sources: Sequence[PlanTensor], out: PlanTensor, **options: object
     ) -> None: ...
     def group_norm(
         self, sources: Sequence[PlanTensor], out: PlanTensor, weight: PlanTensor, bias: PlanTensor, **options: object

@@ -28,6 +28,12 @@ class Executor(Protocol):
         """See `_core.conv2d`."""
         ...
 
+    def upsampled_conv2d(
+        self, phases: Sequence["_core.PackedWeights"], sources: Sequence[Tensor], out: Tensor, **options: Any
+    ) -> None:
+        """See `_core.upsampled_conv2d`."""
+        ...
+
     def group_norm(self, sources: Sequence[Tensor], out: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> None:
         """See `_core.group_norm`."""
         ...
@@ -90,6 +96,11 @@ class Immediate:
 
     def conv2d(self, weights: "_core.PackedWeights", sources: Sequence[Tensor], out: Tensor, **options: Any) -> None:
         _core.conv2d(self._pool, weights, sources, out, **options)
+
+    def upsampled_conv2d(
+        self, phases: Sequence["_core.PackedWeights"], sources: Sequence[Tensor], out: Tensor, **options: Any
+    ) -> None:
+        _core.upsampled_conv2d(self._pool, phases, sources, out, **options)
 
     def group_norm(self, sources: Sequence[Tensor], out: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> None:
         _core.group_norm(self._pool, sources, out, weight, bias, **options)

@@ -62,19 +62,28 @@ class NativeOps(NativeLayout):
         h, w = sources[0].shape[2:] if upsample is None else upsample
         size = [(h + sides[2] + sides[3] - height) // stride + 1, (w + sides[0] + sides[1] - width) // stride + 1]
         out = self._executor.empty(rows * size[0] * size[1], outputs, dtype=weight.dtype)
-        self._executor.conv2d(
-            self._weights.matrix([weight], [source.shape[1] for source in sources] * (height * width)),
-            [self._spans(self._last(source)) for source in sources],
-            out,
-            kernel=[height, width],
-            stride=stride,
-            padding=sides,
-            upsample=upsample or (),
-            bias=None if bias is None else self._weights.vector(bias),
-            shift=None if shift is None else self._table(shift),
-            residual=None if residual is None else self._last(residual.expand(rows, outputs, *size)).view(-1, outputs),
-            activation=activation or "",
-        )
+        channels = [source.shape[1] for source in sources]
+        images = [self._spans(self._last(source)) for source in sources]
+        added = None if residual is None else self._last(residual.expand(rows, outputs, *size)).view(-1, outputs)
+        epilogue = {
+            "bias": None if bias is None else self._weights.vector(bias),
+            "shift": None if shift is None else self._table(shift),
+            "residual": added,
+            "activation": activation or "",
+        }
+        if _has_phases(weight, sources[0], stride, sides, upsample):
+            self._executor.upsampled_conv2d(self._weights.phases(weight, channels), images, out, **epilogue)
+        else:
+            self._executor.conv2d(
+                self._weights.matrix([weight], channels * (height * width)),
+                images,
+                out,
+                kernel=[height, width],
+                stride=stride,
+                padding=sides,
+                upsample=upsample or (),
+                **epilogue,
+            )
         return out.view(rows, *size, outputs).permute(0, 3, 1, 2)
 
     def linear(
@@ -213,3 +222,15 @@ class NativeOps(NativeLayout):
         """In float32, every row's channels one after another; rows may lie apart."""
         shift = shift.float()
         return shift if shift.stride(1) == 1 else self._dense(shift)
+
+
+def _has_phases(
+    weight: Tensor, x: Tensor, stride: int, padding: Sequence[int], upsample: tuple[int, int] | None
+) -> bool:
+    """Whether a convolution of x [R, C, h, w] is the four of `phases.py`.
+
+    In bfloat16 sums of taps would be rounded once more, which the acceptance rule does not grant.
+    """
+    doubled = upsample == (2 * x.shape[2], 2 * x.shape[3])
+    three = weight.shape[2:] == (3, 3) and stride == 1 and list(padding) == [1] * 4
+    return doubled and three and weight.dtype == torch.float32

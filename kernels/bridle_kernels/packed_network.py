@@ -40,12 +40,12 @@ class PackedNetwork:
         self._new: dict[str, _core.PackedWeights] = {}
 
     def matrix(
-        self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, pack: Pack
+        self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: Sequence[object], pack: Pack
     ) -> "_core.PackedWeights":
-        """The packed matrix of some of the weights."""
+        """The packed matrix of some of the weights. form: what `pack` makes of their values, as plain data."""
         if self._cache is None:
             return self._packed(weights, pack)
-        name = self._name(weights, widths, gated)
+        name = self._name(weights, widths, gated, form)
         if name in self._kept:
             rows, dtype = sum(weight.shape[0] for weight in weights), _dtype(weights)
             return _core.PackedWeights.packed_before(self._kept[name], rows, widths, dtype, gated=gated)
@@ -79,9 +79,9 @@ class PackedNetwork:
             digests = pool.map(lambda source: source.digest().hex(), self._sources.values())
             return dict(zip(self._sources, digests, strict=True))
 
-    def _name(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool) -> str:
+    def _name(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: Sequence[object]) -> str:
         parts = [[self._digests[id(weight)], list(weight.shape)] for weight in weights]
-        return blake3(json.dumps([parts, list(widths), gated]).encode()).hexdigest()
+        return blake3(json.dumps([parts, list(widths), gated, *form]).encode()).hexdigest()
 
 
 def _bytes(weights: Sequence[Tensor]) -> int:

@@ -3,7 +3,7 @@ weights themselves."""
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -15,8 +15,12 @@ from bridle_kernels import _core
 from bridle_kernels.attention.native import DTYPES
 from bridle_kernels.packed_cache import PackedCache
 from bridle_kernels.packed_network import PackedNetwork
+from bridle_kernels.phases import PHASES
 from bridle_kernels.spans import span, spanned
 from bridle_kernels.stored_weights import StoredWeights, WeightSource
+
+Values = Callable[[Tensor], Tensor]
+"""What is packed of a stored weight, in float32 or bfloat16."""
 
 
 class PackedWeights:
@@ -81,27 +85,46 @@ class PackedWeights:
 
         widths: of what is read for K or, tap by tap, for C. Products read a `span` of each.
         """
-        key = (gated, *map(id, weights), *widths)
+        dtype = weights[0].dtype
+        return self._kept(weights, widths, gated, (), lambda value: value if value.dtype in DTYPES else value.to(dtype))
+
+    def phases(self, weight: Tensor, channels: Sequence[int]) -> "list[_core.PackedWeights]":
+        """The four packed products of a weight [N, C, 3, 3] for an input that is enlarged by two: see `PHASES`.
+
+        channels: of what is read for C.
+        """
+        return [
+            self._kept([weight], list(channels) * 4, False, (phase.line, phase.column), phase.weights)
+            for phase in PHASES
+        ]
+
+    def _kept(
+        self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: tuple[int, ...], values: Values
+    ) -> "_core.PackedWeights":
+        """form: names what `values` makes of the stored weights before they are packed."""
+        key = (gated, form, *map(id, weights), *widths)
         found = self._packed.get(key)
         if found is not None:
             return found
         with self._lock:
             if key not in self._packed:
-                self._packed[key] = self._made(weights, widths, gated)
+                self._packed[key] = self._made(weights, widths, gated, form, values)
                 for weight in weights:
                     weakref.finalize(weight, self._packed.pop, key, None)
             return self._packed[key]
 
-    def _made(self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool) -> "_core.PackedWeights":
-        def pack(values: Sequence[Tensor]) -> _core.PackedWeights:
-            rows = [_rows(value if value.dtype in DTYPES else value.to(dtype), widths, dtype) for value in values]
+    def _made(
+        self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: tuple[int, ...], values: Values
+    ) -> "_core.PackedWeights":
+        def pack(stored: Sequence[Tensor]) -> _core.PackedWeights:
+            rows = [_rows(values(value), widths, dtype) for value in stored]
             name = str(dtype).removeprefix("torch.")
             return _core.PackedWeights(rows, spans, name, gated=gated, pool=self._pool)
 
         dtype = weights[0].dtype
         spans = [span(dtype, width) for width in widths]
         if weights[0].is_meta and self._network is not None:
-            return self._network.matrix(weights, spans, gated, pack)
+            return self._network.matrix(weights, spans, gated, form, pack)
         return pack(weights)
 
     def _source(self, weights: StoredWeights, name: str) -> WeightSource:

@@ -121,6 +121,12 @@ class Recorder:
     def conv2d(self, weights: "_core.PackedWeights", sources: Sequence[Tensor], out: Tensor, **options: Any) -> None:
         self._plan.conv2d(weights, [self._place(s) for s in sources], self._place(out), **self._places(options))
 
+    def upsampled_conv2d(
+        self, phases: Sequence["_core.PackedWeights"], sources: Sequence[Tensor], out: Tensor, **options: Any
+    ) -> None:
+        places = [self._place(source) for source in sources]
+        self._plan.upsampled_conv2d(phases, places, self._place(out), **self._places(options))
+
     def group_norm(self, sources: Sequence[Tensor], out: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> None:
         if options.pop("scale") is not None or options.pop("shift") is not None:
             raise NotRecordableError("a group norm with a second condition")

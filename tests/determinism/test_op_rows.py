@@ -43,6 +43,7 @@ def ops_of(channels: int, dtype: torch.dtype) -> dict[str, Op]:
         "geglu": lambda ops, x: ops.geglu(tokens(x), gated, wide),
         "conv2d": lambda ops, x: ops.conv2d(x, kernel, vector),
         "strided conv2d": lambda ops, x: ops.conv2d(x, kernel, vector, stride=2),
+        "upsampled conv2d": lambda ops, x: ops.conv2d(x, kernel, vector, upsample=(2 * x.shape[2], 2 * x.shape[3])),
         "attention": attend,
         "group_norm": lambda ops, x: ops.group_norm(x, vector, vector, 32, 1e-5, activation="silu"),
         "layer_norm": lambda ops, x: ops.layer_norm(tokens(x), vector, vector, 1e-5),

@@ -210,6 +210,29 @@ def no_packing(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(_core, "PackedWeights", Mapped)
 
 
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_phases_have_names_of_their_own(tmp_path: Path, stored: torch.dtype, no_packing: Callable[[], None]) -> None:
+    """Beside the nine taps that they are sums of."""
+
+    def pack(packed: PackedWeights) -> list[bytes]:
+        with packed.network(StoredWeights(file, torch.float32)) as given:
+            weight = given["conv.weight"]
+            made = [packed.matrix([weight], [4] * 9), *packed.phases(weight, [4])]
+        return [one.memory.tobytes() for one in made]
+
+    file = {name: tensor.to(stored) for name, tensor in weights(1).items()}
+    wide, plain_weights = file["conv.weight"].float(), PackedWeights()
+    nine, four = plain_weights.matrix([wide], [4] * 9), plain_weights.phases(wide, [4])
+    wanted = [one.memory.tobytes() for one in (nine, *four)]
+    store = cache(tmp_path)
+    assert pack(PackedWeights(_core.ThreadPool(2), store)) == wanted and len(set(wanted)) == 5
+    store.flush()
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert len(cache(tmp_path).load(kept.stem)) == 5
+    no_packing()
+    assert pack(PackedWeights(None, cache(tmp_path))) == wanted
+
+
 def test_packing_is_noticed(tmp_path: Path, no_packing: Callable[[], None]) -> None:
     """The control of the test above."""
     no_packing()

@@ -81,6 +81,12 @@ CASES = {
         ),
         ((2, 3, 8, 12),),
     ),
+    "conv2d, upsampled by two": Case(
+        lambda o, c, x, y, r: o.conv2d(
+            (x, y), c(weight(6, 9, 3, 3)), c(weight(6)), upsample=(14, 10), residual=r, activation="silu"
+        ),
+        ((2, 4, 7, 5), (2, 5, 7, 5), (2, 6, 14, 10)),
+    ),
     "linear, odd": Case(
         lambda o, c, x, y: o.linear(x, c(weight(4, 7)), residual=y, activation="quick_gelu"), ((3, 5, 7), (1, 4))
     ),

@@ -39,6 +39,16 @@ class MatrixRows final : public LeftOperand {
   int64_t stride_;
 };
 
+// Where the rows of a product lie in its output: lines of `line` rows that begin `line_stride` places apart, and whose
+// rows are `stride` places apart. Without more said, one after another.
+struct OutputRows {
+  int64_t line = 1;
+  int64_t line_stride = 1;
+  int64_t stride = 1;
+  int64_t first = 0;
+  int64_t place(int64_t row) const { return first + row / line * line_stride + row % line * stride; }
+};
+
 struct GemmArguments {
   const LeftOperand* left = nullptr;
   int64_t m = 0;
@@ -46,10 +56,11 @@ struct GemmArguments {
   const float* shift = nullptr;  // [m / positions, N] or absent, its rows `shift_stride` apart
   int64_t shift_stride = 0;
   int64_t positions = 1;           // rows that share a row of `shift`
-  const void* residual = nullptr;  // [m, N] of the weights' dtype or absent, `stride` elements apart
+  const void* residual = nullptr;  // [places, N] of the weights' dtype or absent, `stride` elements apart
   int64_t residual_stride = 0;
-  void* out = nullptr;  // [m, N] of the weights' dtype
+  void* out = nullptr;  // [places, N] of the weights' dtype
   int64_t out_stride = 0;
+  OutputRows places;
   Activation activation = Activation::kNone;
 };
 

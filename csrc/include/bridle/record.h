@@ -10,6 +10,7 @@
 #include "bridle/gemm.h"
 #include "bridle/plan.h"
 #include "bridle/strided.h"
+#include "bridle/upsampled_conv2d.h"
 
 namespace bridle {
 
@@ -40,6 +41,11 @@ void record_conv2d(Plan& plan, const Weights& weights, const std::vector<PlanTen
                    const std::vector<int64_t>& kernel, int64_t stride, const std::vector<int64_t>& padding,
                    const std::vector<int64_t>& upsample, const OptionalTensor& bias, const OptionalTensor& shift,
                    const OptionalTensor& residual, const std::string& activation);
+
+// out: [R * 2 h * 2 w, N] of sources [R, h, w, C].
+void record_upsampled_conv2d(Plan& plan, const PhaseWeights& phases, const std::vector<PlanTensor>& sources,
+                             const PlanTensor& out, const OptionalTensor& bias, const OptionalTensor& shift,
+                             const OptionalTensor& residual, const std::string& activation);
 
 void record_group_norm(Plan& plan, const std::vector<PlanTensor>& sources, const PlanTensor& out,
                        const PlanTensor& weight, const PlanTensor& bias, int64_t groups, double eps,

@@ -113,11 +113,12 @@ class Block {
   // `outputs` of row i from panel p of the task on.
   void finish(int64_t i, int64_t p, int64_t outputs) {
     const int64_t row = first_ + i, column = (panel_ + p) * weights_.panel_outputs(), n = weights_.n();
+    const int64_t place = a_.places.place(row);
     const float* const sums = sums_ + i * stride_ + p * variant_.panel_width;
     const float* const bias = a_.bias == nullptr ? nullptr : a_.bias + column;
     const int64_t bytes = element_bytes(weights_.dtype());
     const auto at = [&](const void* base, int64_t stride) {
-      return static_cast<const std::byte*>(base) + (row * stride + column) * bytes;
+      return static_cast<const std::byte*>(base) + (place * stride + column) * bytes;
     };
     variant_.epilogue({sums, weights_.gated() ? sums + outputs : nullptr, bias, bias == nullptr ? nullptr : bias + n,
                        a_.shift == nullptr ? nullptr : a_.shift + row / a_.positions * a_.shift_stride + column,

@@ -1,0 +1,165 @@
+"""3x3 convolutions of inputs enlarged by two, as four 2x2 convolutions of the small input."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_native_gemm import Guarded, each_variant, integers, packed, rand
+from torch import Tensor
+
+from bridle_kernels import _core
+from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.phases import PHASES
+from bridle_kernels.recorder import Recorder
+from numerics import assert_as_good_as_peer, assert_integer_exact
+
+Case = tuple[tuple[int, ...], int, tuple[int, int, int]]
+CASES: list[Case] = [
+    ((8,), 20, (2, 3, 5)),
+    ((4,), 65, (3, 1, 1)),
+    ((16, 8), 33, (3, 4, 7)),
+    ((322,), 70, (2, 7, 5)),
+    ((34,), 130, (1, 17, 9)),
+    ((6, 2), 7, (2, 1, 13)),
+]
+"""Channels of the sources, outputs, (R, h, w) of the small input."""
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+FLOAT32 = [variant for variant in each_variant.args[1] if variant[1] == torch.float32]
+each_float32_variant = pytest.mark.parametrize(("isa", "dtype"), FLOAT32, ids=lambda value: str(value))
+
+
+def phases(weight: Tensor, channels: Sequence[int], isa: str, dtype: torch.dtype) -> list["_core.PackedWeights"]:
+    summed = [phase.weights(weight) for phase in PHASES]
+    widths = list(channels) * 4
+    return [packed(w.permute(0, 2, 3, 1).reshape(w.shape[0], -1), widths, isa, dtype) for w in summed]
+
+
+def upsampled(sources: list[Tensor], weight: Tensor, isa: str, threads: int = 2, **named: object) -> Tensor:
+    """sources: [R, C, h, w]. Returns [R, N, 2 h, 2 w]."""
+    rows, _, height, width = sources[0].shape
+    target = Guarded(rows * 4 * height * width, weight.shape[0], sources[0].dtype)
+    matrices = phases(weight, [source.shape[1] for source in sources], isa, sources[0].dtype)
+    last = [source.permute(0, 2, 3, 1).contiguous() for source in sources]
+    _core.upsampled_conv2d(_core.ThreadPool(threads), matrices, last, target.out, **named)
+    return target.check().view(rows, 2 * height, 2 * width, -1).permute(0, 3, 1, 2)
+
+
+def plain(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, padding=1)
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+@each_case
+@each_float32_variant
+def test_it_is_the_convolution_of_the_enlarged_input(isa: str, dtype: torch.dtype, case: Case, activation: str) -> None:
+    channels, outputs, (rows, height, width) = case
+    sources = [rand(10 + i, rows, c, height, width) for i, c in enumerate(channels)]
+    weight = rand(20, outputs, sum(channels), 3, 3) / (9 * sum(channels)) ** 0.5
+    bias, shift = rand(21, outputs), rand(22, rows, outputs)
+    residual = rand(23, rows, outputs, 2 * height, 2 * width)
+    flat = residual.permute(0, 2, 3, 1).reshape(-1, outputs).contiguous()
+    ours = upsampled(sources, weight, isa, bias=bias, shift=shift, residual=flat, activation=activation)
+    x, added = torch.cat(sources, 1), (bias + shift)[:, :, None, None]
+    exact = plain(x.double(), weight.double()) + added.double() + residual.double()
+    peer = plain(x, weight) + added + residual
+    magnitude = plain(x.double().abs(), weight.double().abs()) + added.abs() + residual.abs()
+    if activation:
+        exact, peer = F.silu(exact), F.silu(peer)
+    assert_as_good_as_peer(ours, exact, peer, magnitude, 9 * sum(channels) + 4)
+
+
+@each_case
+@each_variant
+def test_integers_are_exact(isa: str, dtype: torch.dtype, case: Case) -> None:
+    """Also in bfloat16: sums of taps are small integers too."""
+    channels, outputs, (rows, height, width) = case
+    sources = [integers(30 + i, rows, c, height, width).clamp(-1, 1) for i, c in enumerate(channels)]
+    weight = torch.zeros(outputs, sum(channels), 3, 3)
+    weight[:, : min(4, sum(channels))] = integers(40, outputs, min(4, sum(channels)), 3, 3)
+    ours = upsampled([source.to(dtype) for source in sources], weight, isa)
+    assert_integer_exact(ours, plain(torch.cat(sources, 1).double(), weight.double()))
+
+
+@each_variant
+def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None:
+    """Nor does the number of threads matter."""
+    x, weight = rand(1, 5, 36, 7, 9).to(dtype), rand(2, 70, 36, 3, 3)
+    together = upsampled([x], weight, isa, threads=1)
+    for threads in (2, 3, 7):
+        assert torch.equal(upsampled([x], weight, isa, threads), together)
+    for row in range(5):
+        assert torch.equal(upsampled([x[row : row + 1]], weight, isa)[0], together[row])
+
+
+@each_variant
+def test_a_nan_reaches_what_reads_its_pixel(isa: str, dtype: torch.dtype) -> None:
+    x, weight = rand(1, 2, 8, 4, 5).to(dtype), rand(2, 6, 8, 3, 3)
+    x[1, 3, 2, 0] = torch.nan
+    reached = upsampled([x], weight, isa).isnan()
+    assert torch.equal(reached, plain(x.float(), weight).isnan()) and reached.any()
+
+
+def recorded(dtype: torch.dtype, packed: PackedWeights, weight: Tensor, **named: object) -> list[str]:
+    """The nodes of a convolution of an image of 3 by 5."""
+    recorder = Recorder()
+    x = recorder.input("x", (2, weight.shape[1], 3, 5), dtype)
+    return recorder.finish([NativeOps(recorder, packed).conv2d(x, weight, **named)]).plan.nodes
+
+
+def test_each_size_packs_what_it_needs() -> None:
+    """The nine taps are packed where an image is not twice as large, and only there."""
+    store, weight = PackedWeights(), rand(1, 6, 4, 3, 3)
+    assert recorded(torch.float32, store, weight, upsample=(6, 10)) == ["upsampled_conv2d"]
+    assert len(store) == 4
+    for upsample in ((5, 10), (6, 9), (9, 15), (3, 5), None):
+        assert recorded(torch.float32, store, weight, upsample=upsample) == ["conv2d"]
+        assert len(store) == 5
+    assert recorded(torch.float32, store, weight, upsample=(6, 10)) == ["upsampled_conv2d"]
+    assert len(store) == 5
+
+
+def test_other_convolutions_keep_their_taps() -> None:
+    weight = rand(1, 6, 4, 3, 3)
+    others = [(weight, {"stride": 2}), (weight, {"padding": (0, 1, 0, 1)}), (rand(1, 6, 4, 5, 5), {"padding": 1})]
+    for other, named in others:
+        assert recorded(torch.float32, PackedWeights(), other, upsample=(6, 10), **named) == ["conv2d"]
+    nodes = recorded(torch.bfloat16, PackedWeights(), weight.bfloat16(), upsample=(6, 10))
+    assert nodes == ["conv2d"], "sums of taps would be rounded once more"
+
+
+def test_phases_are_sums_of_taps() -> None:
+    """In float32, whatever is stored; lines and columns are not interchangeable."""
+    weight = rand(1, 6, 5, 3, 3).bfloat16()
+    wide = weight.float()
+    w = [[wide[:, :, line, column] for column in range(3)] for line in range(3)]
+    wanted = {
+        (0, 1): [w[0][0] + w[0][1], w[0][2], w[1][0] + w[2][0] + (w[1][1] + w[2][1]), w[1][2] + w[2][2]],
+        (1, 0): [w[0][0] + w[1][0], w[0][1] + w[1][1] + (w[0][2] + w[1][2]), w[2][0], w[2][1] + w[2][2]],
+    }
+    for phase in PHASES[1:3]:
+        found = phase.weights(weight)
+        assert found.dtype == torch.float32 and found.shape == (6, 5, 2, 2)
+        assert torch.equal(found.flatten(2), torch.stack(wanted[phase.line, phase.column], 2))
+
+
+def test_what_does_not_fit_is_named() -> None:
+    pool, x, weight = _core.ThreadPool(1), rand(1, 1, 2, 3, 4), rand(2, 5, 4, 3, 3)
+    matrices, out = phases(weight, [4], "scalar", torch.float32), torch.zeros(24, 5)
+    with pytest.raises(ValueError, match="phases are 3, want 4"):
+        _core.upsampled_conv2d(pool, matrices[:3], [x], out)
+    with pytest.raises(ValueError, match="phases are 0, want 4"):
+        _core.upsampled_conv2d(pool, [], [x], out)
+    with pytest.raises(ValueError, match="a phase is None"):
+        _core.upsampled_conv2d(pool, [None, *matrices[1:]], [x], out)
+    with pytest.raises(ValueError, match="one number of outputs and one dtype"):
+        other = phases(weight[:3], [4], "scalar", torch.float32)
+        _core.upsampled_conv2d(pool, [*matrices[:3], other[3]], [x], out)
+    with pytest.raises(ValueError, match="weights have spans"):
+        nine = packed(weight.permute(0, 2, 3, 1).reshape(5, -1), [4] * 9, "scalar", torch.float32)
+        _core.upsampled_conv2d(pool, [*matrices[:3], nine], [x], out)
+    with pytest.raises(ValueError, match=r"out is \[6, 5\], wants \[24, 5\]"):
+        _core.upsampled_conv2d(pool, matrices, [x], torch.zeros(6, 5))
+    with pytest.raises(ValueError, match=r"residual is \[6, 5\], wants \[24, 5\]"):
+        _core.upsampled_conv2d(pool, matrices, [x], out, residual=torch.zeros(6, 5))
