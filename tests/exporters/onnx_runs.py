@@ -25,6 +25,11 @@ def save(
     return folder / "model.onnx"
 
 
+def variants_of(path: Path) -> list[Path]:
+    """A base graph and the files that were derived from it."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}.*.onnx"))]
+
+
 class Session:
     """A graph that takes and gives tensors."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def test_every_graph_is_standard_and_passes_the_checker(out: Path) -> None:
         provider = path.stem.partition(".")[2]
         domains = {node.domain for node in model.graph.node}
         assert domains <= ({""} if provider in ("", "tensorrt") else {"", "com.microsoft"}), path
+        if provider == "cuda":
+            assert {entry.domain: entry.version for entry in model.opset_import} == {"": 18, "com.microsoft": 1}
         if provider == "tensorrt":
             assert not any(node.op_type == "Attention" for node in model.graph.node)
         if provider in ("", "tensorrt"):
@@ -72,6 +75,7 @@ def test_every_graph_is_standard_and_passes_the_checker(out: Path) -> None:
 
 def test_weights_are_in_one_file_per_folder_without_copies(out: Path) -> None:
     for folder in {path.parent for path in out.rglob("*.onnx")}:
+        assert (folder / "config.json").is_file()
         places = {}
         for path in folder.glob("*.onnx"):
             for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
@@ -96,6 +100,24 @@ def test_the_manifest_names_everything(out: Path) -> None:
             assert set(graph["optional_inputs"]) == set(session.optional)
             assert list(graph["outputs"]) == session.names
             assert all((out / place / file).is_file() for file in graph["variants"].values())
+            assert graph["variants"].keys() == manifest["variant_steps"].keys()
+    loaded = {
+        out / place / file
+        for place, graphs in manifest["graphs"].items()
+        for name, graph in graphs.items()
+        for file in (f"{name}.onnx", *graph["variants"].values())
+    }
+    assert loaded == set(out.rglob("*.onnx"))
+
+
+def test_the_documentation_names_every_input_and_output(out: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text()
+    manifest = json.loads((out / "bridle_export.json").read_text())
+    for place, graphs in manifest["graphs"].items():
+        for graph in graphs.values():
+            for name in (*graph["inputs"], *graph["optional_inputs"], *graph["outputs"]):
+                stem, _, number = name.partition(".")
+                assert re.search(rf"`{stem}(\.[nK])?`" if number else rf"`{stem}`", text), (place, name)
 
 
 def left(folder: Path) -> list[str]:
@@ -153,8 +175,7 @@ def test_sdxl_in_half_precision_with_image_prompt(opset: int, tmp_path: Path) ->
     controls = [tmp_path / "model/controlnet", tmp_path / "model/ip-adapter"]
     export(tmp_path / "model", tmp_path / "out", controls=controls, precision="fp16", opset=opset)
     for path in sorted((tmp_path / "out").rglob("*.onnx")):
-        if path.stem.partition(".")[2] != "cuda":
-            assert Session(path).names
+        assert Session(path).names
     types = {i.name: i.type for i in Session(tmp_path / "out/unet/model.onnx").session.get_inputs()}
     assert types["sample"] == "tensor(float16)" and types["timestep"] == "tensor(float)"
     assert Session(tmp_path / "out/vae_decoder/model.onnx").session.get_inputs()[0].type == "tensor(float)"

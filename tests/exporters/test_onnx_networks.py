@@ -1,5 +1,7 @@
 """Exported text encoders, autoencoders, ControlNets, adapters and image prompts against the networks."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
-from onnx_runs import Session, assert_equal, save
+from onnx_runs import Session, assert_equal, save, variants_of
 from tiny_networks import SD1, SDXL, encode, make_branch, make_inputs, randomise
 from torch import Tensor
 
@@ -57,8 +59,8 @@ def test_text_encoders(tiny: tuple[Model, Path], pocket: Model, tmp_path: Path) 
             ids = torch.randint(0, config.vocab_size, (rows, length), generator=generator)
             ids[:, 5:7] = config.vocab_size - 1
             wanted = text.clip_text(OPS, encoder.tensors, config, ids)
-            for provider in ("", ".cpu", ".tensorrt"):
-                got = Session(path.with_name(f"model{provider}.onnx"))(input_ids=ids)
+            for variant in variants_of(path):
+                got = Session(variant)(input_ids=ids)
                 assert_equal(got["last_hidden_state"], wanted.hidden)
                 assert_equal(got["pooler_output" if config.projection_dim is None else "text_embeds"], wanted.pooled)
             for skip in range(1, config.layers):
@@ -86,11 +88,12 @@ def test_autoencoder(size: tuple[int, int, int], pocket: Model, tmp_path: Path) 
     for name in ("encoder", "decoder"):
         (tmp_path / name).mkdir()
     latents, image = rand(rows, 4, height, width), rand(rows, 3, 8 * height, 8 * width).clamp(-1, 1)
-    decode = Session(save(tmp_path / "decoder", part.tensors, partial(networks.vae_decoder, component=part)))
-    assert_equal(decode(latent_sample=latents)["sample"], vae.vae_decode(OPS, part.tensors, part.config, latents))
-    encode_image = Session(save(tmp_path / "encoder", part.tensors, partial(networks.vae_encoder, component=part)))
-    wanted = torch.cat(vae.vae_encode(OPS, part.tensors, part.config, image), 1)
-    assert_equal(encode_image(sample=image)["latent_parameters"], wanted)
+    decoded = vae.vae_decode(OPS, part.tensors, part.config, latents)
+    for path in variants_of(save(tmp_path / "decoder", part.tensors, partial(networks.vae_decoder, component=part))):
+        assert_equal(Session(path)(latent_sample=latents)["sample"], decoded)
+    encoded = torch.cat(vae.vae_encode(OPS, part.tensors, part.config, image), 1)
+    for path in variants_of(save(tmp_path / "encoder", part.tensors, partial(networks.vae_encoder, component=part))):
+        assert_equal(Session(path)(sample=image)["latent_parameters"], encoded)
 
 
 def test_tiny_autoencoder(tmp_path: Path) -> None:
@@ -114,17 +117,7 @@ def test_controlnet(family: str, tmp_path: Path) -> None:
     model = ControlNetModel(**own, **extra, controlnet_conditioning_channel_order=order)
     weights = dict(randomise(model, 1))
     part = Component(ControlNetConfig.from_dict(dict(model.config), "config.json"), weights, "net")
-    inputs = make_inputs(part.config, 2, (6, 9), 2)
-    step = inputs.timesteps[:1].expand(2)
-    inputs = type(inputs)(inputs.sample, step, inputs.context, inputs.pooled, inputs.time_ids)
-    image, scale = rand(2, 3, 48, 72).sigmoid(), rand(2, len(unet.controlnet_points(part.config)), seed=3)
-    hint = controlnet.encode_hint(OPS, weights, part.config, image)
-    branch = make_branch(weights, part.config, inputs, hint)
-    plain = controlnet.controlnet(OPS, weights, part.config, branch, inputs.sample)
-    if part.config.global_pool:
-        plain = tuple(value.mean((2, 3), keepdim=True) for value in plain)
-    feeds = {"sample": inputs.sample, "encoder_hidden_states": inputs.context}
-    added = {} if part.config.added_dim is None else {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids}
+    graphs = {}
     writes = {
         "model": networks.whole_controlnet,
         "hint": networks.hint,
@@ -132,10 +125,35 @@ def test_controlnet(family: str, tmp_path: Path) -> None:
         "kv": networks.cross_kv,
         "time": networks.time_table,
     }
-    sessions = {}
     for name, write in writes.items():
         (tmp_path / name).mkdir()
-        sessions[name] = Session(save(tmp_path / name, weights, partial(write, component=part)))
+        graphs[name] = variants_of(save(tmp_path / name, weights, partial(write, component=part)))
+    assert len(graphs["denoise"]) == len(graphs["model"]) == 4
+    for number in range(4):
+        sessions = {name: Session(paths[min(number, len(paths) - 1)]) for name, paths in graphs.items()}
+        for size, rows in (((6, 9), 2), ((8, 8), 1), ((5, 12), 3)):
+            assert_controlnet_equals(part, sessions, size, rows)
+
+
+def assert_controlnet_equals(
+    part: Component[ControlNetConfig], sessions: Mapping[str, Session], size: tuple[int, int], rows: int
+) -> None:
+    """Whole, scaled, and in parts."""
+    weights, (height, width) = part.tensors, size
+    inputs = make_inputs(part.config, 2, size, rows)
+    step = inputs.timesteps[:1].expand(rows)
+    inputs = replace(inputs, timesteps=step)
+    image, scale = (
+        rand(rows, 3, 8 * height, 8 * width).sigmoid(),
+        rand(rows, len(unet.controlnet_points(part.config)), seed=3),
+    )
+    hint = controlnet.encode_hint(OPS, weights, part.config, image)
+    branch = make_branch(weights, part.config, inputs, hint)
+    plain = controlnet.controlnet(OPS, weights, part.config, branch, inputs.sample)
+    if part.config.global_pool:
+        plain = tuple(value.mean((2, 3), keepdim=True) for value in plain)
+    feeds = {"sample": inputs.sample, "encoder_hidden_states": inputs.context}
+    added = {} if part.config.added_dim is None else {"text_embeds": inputs.pooled, "time_ids": inputs.time_ids}
     whole = sessions["model"](**feeds, **added, timestep=step[0], controlnet_cond=image)
     scaled = sessions["model"](**feeds, **added, timestep=step[0], controlnet_cond=image, conditioning_scale=scale)
     hoisted = sessions["denoise"](
@@ -177,22 +195,29 @@ def test_image_prompts(kind: str, tmp_path: Path) -> None:
     model, cpu = load_model(tmp_path / "model"), torch.device("cpu")
     adapter = load_ip_adapter(tmp_path / "model" / "ip-adapter", dtype=None, device=cpu, base=model)
     encoder, projection = adapter.image_encoder, adapter.projection
-    pixels = rand(2, 3, encoder.config.image_size, encoder.config.image_size)
-    for name in ("encoder", "tokens", "kv"):
+    writes = {
+        "encoder": (encoder.tensors, partial(networks.image_encoder, adapter=adapter)),
+        "tokens": (projection.tensors, partial(networks.image_tokens, adapter=adapter)),
+        "kv": (adapter.attention, partial(networks.kv_outputs, config=model.unet.config, tensors=adapter.attention)),
+    }
+    graphs = {}
+    for name, (weights, write) in writes.items():
         (tmp_path / name).mkdir()
-    see = Session(save(tmp_path / "encoder", encoder.tensors, partial(networks.image_encoder, adapter=adapter)))
-    if isinstance(projection.config, LinearProjectionConfig):
-        wanted = clip_vision.image_embeds(OPS, encoder.tensors, encoder.config, pixels)
-    else:
-        wanted = clip_vision.hidden_states(OPS, encoder.tensors, encoder.config, pixels, skip=1)
-    features = see(pixel_values=pixels)["image_features"]
-    assert_equal(features, wanted)
-    project = Session(save(tmp_path / "tokens", projection.tensors, partial(networks.image_tokens, adapter=adapter)))
-    tokens = project_image(OPS, projection.tensors, projection.config, wanted)
-    assert_equal(project(image_features=wanted)["image_tokens"], tokens)
-    write = partial(networks.kv_outputs, config=model.unet.config, tensors=adapter.attention)
-    got = Session(save(tmp_path / "kv", adapter.attention, write))(encoder_hidden_states=tokens)
-    for index, pair in enumerate(unet.cross_kv(OPS, adapter.attention, model.unet.config, tokens)):
-        assert_equal(got[f"k.{index}"], pair.k)
-        assert_equal(got[f"v.{index}"], pair.v)
-    assert np.isfinite(tokens.numpy()).all()
+        graphs[name] = [Session(path) for path in variants_of(save(tmp_path / name, weights, write))]
+    for rows in (1, 3):
+        pixels = rand(rows, 3, encoder.config.image_size, encoder.config.image_size, seed=rows)
+        if isinstance(projection.config, LinearProjectionConfig):
+            features = clip_vision.image_embeds(OPS, encoder.tensors, encoder.config, pixels)
+        else:
+            features = clip_vision.hidden_states(OPS, encoder.tensors, encoder.config, pixels, skip=1)
+        tokens = project_image(OPS, projection.tensors, projection.config, features)
+        assert np.isfinite(tokens.numpy()).all()
+        for see in graphs["encoder"]:
+            assert_equal(see(pixel_values=pixels)["image_features"], features)
+        for project in graphs["tokens"]:
+            assert_equal(project(image_features=features)["image_tokens"], tokens)
+        (attend,) = graphs["kv"]
+        got = attend(encoder_hidden_states=tokens)
+        for index, pair in enumerate(unet.cross_kv(OPS, adapter.attention, model.unet.config, tokens)):
+            assert_equal(got[f"k.{index}"], pair.k)
+            assert_equal(got[f"v.{index}"], pair.v)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from onnx_runs import Session, assert_equal, save
+from onnx_runs import Session, assert_equal, save, variants_of
 from tiny_networks import FAMILIES, TOKENS, Inputs, make_inputs, make_rows, randomise
 from torch import Tensor
 
@@ -17,7 +17,10 @@ from bridle.networks.layout import level_sizes
 from bridle.rows import ContextPiece, ContextSegment, Residual, SiteTerms
 from bridle.weights import Component
 from bridle_exporters.onnx_graphs import networks
-from bridle_kernels.attention import Capture
+from bridle_exporters.onnx_graphs.attention import attention
+from bridle_exporters.onnx_graphs.graph import Graph
+from bridle_kernels import attention as kernels
+from bridle_kernels.attention import Capture, Piece, Segment
 from bridle_kernels.ops import ReferenceOps
 
 ALL = ("residuals", "regions", "maps")
@@ -72,7 +75,7 @@ def test_equals_the_network_at_every_size(family: str, features: tuple[str, ...]
         assert_equal(session(**feeds(part, inputs))["out_sample"], reference(part, inputs))
 
 
-@pytest.mark.parametrize("provider", ["cpu", "tensorrt"])
+@pytest.mark.parametrize("provider", ["cpu", "cuda", "tensorrt"])
 def test_variants_equal_the_network(provider: str, tmp_path: Path) -> None:
     part = component("sd2", 3)
     whole(tmp_path, part, ALL)
@@ -81,11 +84,29 @@ def test_variants_equal_the_network(provider: str, tmp_path: Path) -> None:
     assert_equal(got, reference(part, inputs))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.9])
+def test_variants_keep_scale_and_causality(scale: float | None, causal: bool, tmp_path: Path) -> None:
+    """Which no network asks for together."""
+    q, k, v = torch.randn(3, 2, 5, 3, 4, generator=torch.Generator().manual_seed(22))
+
+    def write(graph: Graph) -> None:
+        values = [replace(graph.input(name, ("b", "n", 12)), heads=3, width=12) for name in "qkv"]
+        graph.output(
+            "out", attention(graph, values[0], [Segment((Piece(*values[1:]),))], scale, causal, False), ("b", "n", 12)
+        )
+
+    wanted = kernels.attention(q, (Segment((Piece(k, v),)),), scale=scale, causal=causal)
+    paths = variants_of(save(tmp_path, {}, write))
+    assert len(paths) == 4
+    for path in paths:
+        assert_equal(Session(path)(q=q.flatten(2), k=k.flatten(2), v=v.flatten(2))["out"], wanted)
+
+
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "small"])
 def test_hoisted_graphs_equal_the_whole(family: str, tmp_path: Path) -> None:
     """time_table and cross_kv, then denoise, with time steps of their own for every row."""
     part = component(family, 5)
-    inputs = make_inputs(part.config, 6, (9, 8), 3)
     graphs = {
         "time": partial(networks.time_table, component=part),
         "kv": partial(networks.cross_kv, component=part),
@@ -95,11 +116,13 @@ def test_hoisted_graphs_equal_the_whole(family: str, tmp_path: Path) -> None:
     for name, write in graphs.items():
         (tmp_path / name).mkdir()
         sessions[name] = Session(save(tmp_path / name, part.tensors, write))
-    steps = feeds(part, inputs) | {"timestep": inputs.timesteps}
-    time = sessions["time"](**{name: steps[name] for name in sessions["time"].required})
-    kv = sessions["kv"](encoder_hidden_states=inputs.context)
-    got = sessions["denoise"](sample=inputs.sample, **time, **kv)["out_sample"]
-    assert_equal(got, reference(part, inputs))
+    for size, rows in (((9, 8), 3), ((12, 7), 1)):
+        inputs = make_inputs(part.config, 6, size, rows)
+        steps = feeds(part, inputs) | {"timestep": inputs.timesteps}
+        time = sessions["time"](**{name: steps[name] for name in sessions["time"].required})
+        kv = sessions["kv"](encoder_hidden_states=inputs.context)
+        got = sessions["denoise"](sample=inputs.sample, **time, **kv)["out_sample"]
+        assert_equal(got, reference(part, inputs))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "small"])

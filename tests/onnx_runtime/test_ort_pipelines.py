@@ -18,6 +18,7 @@ from bridle.backends.choose import unserved
 from bridle.backends.onnx_runtime import session
 from bridle.backends.onnx_runtime.context_feeds import stand_ins
 from bridle.backends.onnx_runtime.graph_file import GraphFile, read_graph
+from bridle.backends.onnx_runtime.open_graphs import Opener
 from bridle.backends.onnx_runtime.options import ort_version
 from bridle.errors import ModelLoadError, RequestError, UnsupportedError
 from bridle.rows import Primitive
@@ -214,6 +215,31 @@ def test_provider_settings() -> None:
     ]
     names = [name for name, _ in bridle.OrtOptions().provider_list("cuda", torch.device("cuda", 1), "unet")]
     assert names == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_graphs_for_a_gpu_are_found_and_give_the_same_image(
+    provider: str, exported: Path, reference: bridle.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU provider, with everything at once: graphs of every network that has attention."""
+    opened: list[str] = []
+    read = Opener._read
+
+    def read_of_gpu(self: Opener, *arguments: object) -> GraphFile:
+        monkeypatch.setattr(self, "provider", provider)
+        graph = read(self, *arguments)
+        opened.append(graph.path.relative_to(exported).as_posix())
+        return graph
+
+    monkeypatch.setattr(Opener, "_read", read_of_gpu)
+    changes = {
+        **CASES["regions with an image prompt and a bias"],
+        "controls": [NET, bridle.ImagePrompt("ip-adapter", picture(3))],
+    }
+    assert distance(run(bridle.load(exported), changes), run(reference, changes)) < 1e-3
+    assert {f"unet/denoise.{provider}.onnx", "unet/cross_kv.onnx"} <= set(opened)
+    assert f"controlnet/controlnet/denoise.{provider}.onnx" in opened
+    assert not any(".cpu." in file for file in opened)
 
 
 def test_engines_of_tensorrt_are_kept_by_version_and_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
