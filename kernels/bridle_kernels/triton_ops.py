@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bridle_kernels.activation.reference import Activation
 from bridle_kernels.attention import Segment, gpu, reference, wide
 from bridle_kernels.attention.launch import WIDEST
+from bridle_kernels.conv2d.reference import finished
 from bridle_kernels.geglu import triton as geglu_kernels
 from bridle_kernels.group_norm import triton as group_norm_kernels
 from bridle_kernels.layer_norm import triton as layer_norm_kernels
@@ -41,6 +43,8 @@ class TritonOps(ReferenceOps):
         """See `Ops.conv2d`."""
         if upsample is not None and isinstance(x, Tensor) and _serves(x) and resample_kernels.serves(x, upsample):
             x, upsample = resample_kernels.upsample(_last(x), upsample).permute(0, 3, 1, 2), None
+        if isinstance(x, tuple) and upsample is None and _is_product(weight, stride, padding):
+            return finished(_added_products(x, weight, bias), shift, residual, activation)
         return ReferenceOps.conv2d(
             x,
             weight,
@@ -142,6 +146,20 @@ def _index(rows: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _serves(x: Tensor) -> bool:
     return x.dtype in gpu.DTYPES and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _is_product(weight: Tensor, stride: int, padding: int | tuple[int, int, int, int]) -> bool:
+    """Whether a convolution is a matrix product over the pixels."""
+    return weight.shape[2:] == (1, 1) and stride == 1 and padding in (0, (0, 0, 0, 0))
+
+
+def _added_products(pair: Pair, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The 1x1 convolution of two images as if concatenated: one product, and another that is added to it. Nothing is copied."""
+    first, second = (_last(image) for image in pair)
+    matrix, split = weight.flatten(1), first.shape[-1]
+    out = F.linear(first.flatten(0, 2), matrix[:, :split], bias)
+    out.addmm_(second.flatten(0, 2), matrix[:, split:].T)
+    return out.view(*first.shape[:-1], -1).permute(0, 3, 1, 2)
 
 
 def _is_wide(q: Tensor, segments: Sequence[Segment]) -> bool:

@@ -43,6 +43,8 @@ def test_pipelines_in_the_interpreter_are_the_reference(few_groups: Path) -> Non
     found = json.loads(outcome.stdout)
     assert len(found["distances"]) == 2 and found["maps"], found
     assert max([*found["distances"].values(), *found["maps"].values()]) <= 1e-4, found
+    own, of_reference = found["concatenations"]
+    assert own == 0 and of_reference > 0, "the decoder reads its skips where they are; the reference copies them"
 
 
 def test_it_runs_on_cuda_devices_only() -> None:

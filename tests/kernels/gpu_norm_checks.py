@@ -49,6 +49,7 @@ def checks(device: str) -> Iterator[Check]:
                 lambda a=(compute, magnitude, depth, dtype): accepted(*a, device),
             )
         yield f"upsample {dtype}", lambda dtype=dtype: upsampled(dtype, device)
+        yield f"product of two images {dtype}", lambda dtype=dtype: added_products(dtype, device)
     yield "rows without a residual", lambda: untouched(device)
     yield "concatenated once", lambda: concatenated_once(device)
     yield "large means", lambda: large_means(device)
@@ -114,6 +115,28 @@ def upsampled(dtype: torch.dtype, device: str) -> None:
     for size in ((8, 6), (4, 9), (7, 5)):
         ours = OURS.conv2d(x.to(device), one.to(device), padding=0, upsample=size).cpu()
         assert_integer_exact(ours, F.interpolate(x.double(), size, mode="nearest"))
+
+
+def added_products(dtype: torch.dtype, device: str) -> None:
+    """The product of the first image and the whole convolution are rounded to the dtype before the residual is added.
+
+    Nothing is concatenated, which the reference does.
+    """
+    first, second, weight = randn(52, 2, 12, 7, 5), randn(53, 2, 28, 7, 5), randn(54, 16, 40, 1, 1) * 0.2
+    bias, residual = randn(55, 16), randn(56, 2, 16, 7, 5)
+
+    def compute(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+        return ops.conv2d((to(first), to(second)), to(weight), to(bias), padding=0, residual=to(residual))
+
+    with mock.patch.object(torch, "cat", side_effect=torch.cat) as copies:
+        ours = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
+        assert copies.call_count == 0
+        peer = compute(ReferenceOps(), lambda t: t.to(dtype))
+        assert copies.call_count == 1
+    exact, sizes = (compute(ReferenceOps(), to) for to in (lambda t: t.to(dtype).double(), lambda t: t.double().abs()))
+    rounded = F.conv2d(first.double(), weight[:, :12].double(), bias.double()).abs() + (exact - residual.double()).abs()
+    depth, unit = 42, torch.finfo(dtype).eps / 2
+    assert_as_good_as_peer(ours, exact, peer, sizes + rounded * unit / (depth * 2.0**-24), depth)
 
 
 def untouched(device: str) -> None:

@@ -30,7 +30,11 @@ def conv2d(
         image = F.interpolate(image, upsample, mode="nearest")
     if isinstance(padding, tuple):
         image, padding = F.pad(image, padding), 0
-    out = F.conv2d(image, weight, bias, stride, padding)
+    return finished(F.conv2d(image, weight, bias, stride, padding), shift, residual, activation)
+
+
+def finished(out: Tensor, shift: Tensor | None, residual: Tensor | None, activation: Activation | None) -> Tensor:
+    """activation(out + shift + residual), in place."""
     if shift is not None:
         out += shift[:, :, None, None]
     if residual is not None:

@@ -49,12 +49,10 @@ def serves(residuals: Sequence[ResidualTerm]) -> bool:
 
 
 def residual_add(x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
-    """See `bridle_kernels.residual_add`. x: [R, h, w, C], contiguous; so is the result. Raises ValueError."""
-    if not residuals:
-        return x
-    out = torch.empty_like(x)
-    _add(x, residuals, out)
-    return out
+    """See `bridle_kernels.residual_add`. x: [R, h, w, C], contiguous, is written over and returned. Raises ValueError."""
+    if residuals:
+        _add(x, residuals, x)
+    return x
 
 
 def concatenated(x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
@@ -70,7 +68,7 @@ def concatenated(x: Tensor, skip: Tensor, residuals: Sequence[ResidualTerm]) -> 
 
 
 def _add(x: Tensor, residuals: Sequence[ResidualTerm], out: Tensor) -> None:
-    """out: as x, or columns of a wider tensor."""
+    """out: x itself, whose elements are each read by the thread that writes them, or columns of a wider tensor."""
     rows, height, width, channels = x.shape
     for term in residuals:
         check_term((rows, channels, height, width), term)
