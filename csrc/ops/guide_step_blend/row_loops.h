@@ -49,7 +49,7 @@ struct RowLoops {
   static void for_each(float* row, int64_t n, Body body) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) body(row + i, i, kLanes);
-    if (i == n) return;
+    if (kLanes == 1 || i == n) return;
     float tail[kLanes] = {};
     std::copy(row + i, row + n, tail);
     body(tail, i, n - i);
@@ -57,7 +57,7 @@ struct RowLoops {
   }
 
   static auto load(const float* from, int64_t count) {
-    if (count == kLanes) return V::load(from);
+    if (kLanes == 1 || count == kLanes) return V::load(from);
     float padded[kLanes] = {};
     std::copy(from, from + count, padded);
     return V::load(padded);
@@ -67,7 +67,7 @@ struct RowLoops {
   static void widen(float* out, const uint16_t* in, int64_t n, Convert convert) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) V::store(out + i, convert(in + i));
-    if (i == n) return;
+    if (kLanes == 1 || i == n) return;
     uint16_t padded[kLanes] = {};
     float wide[kLanes];
     std::copy(in + i, in + n, padded);
