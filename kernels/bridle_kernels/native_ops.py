@@ -71,7 +71,7 @@ class NativeOps(NativeLayout):
             "residual": added,
             "activation": activation or "",
         }
-        if _has_phases(weight, sources[0], stride, sides, upsample):
+        if _has_phases(weight, sources[0], stride, sides, upsample) and self._weights.rounds_sums_once(weight):
             self._executor.upsampled_conv2d(self._weights.phases(weight, channels), images, out, **epilogue)
         else:
             self._executor.conv2d(
@@ -227,10 +227,7 @@ class NativeOps(NativeLayout):
 def _has_phases(
     weight: Tensor, x: Tensor, stride: int, padding: Sequence[int], upsample: tuple[int, int] | None
 ) -> bool:
-    """Whether a convolution of x [R, C, h, w] is the four of `phases.py`.
-
-    In bfloat16 sums of taps would be rounded once more, which the acceptance rule does not grant.
-    """
+    """Whether a convolution of x [R, C, h, w] is the four of `phases.py`."""
     doubled = upsample == (2 * x.shape[2], 2 * x.shape[3])
     three = weight.shape[2:] == (3, 3) and stride == 1 and list(padding) == [1] * 4
-    return doubled and three and weight.dtype == torch.float32
+    return doubled and three

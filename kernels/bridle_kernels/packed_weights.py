@@ -98,6 +98,14 @@ class PackedWeights:
             for phase in PHASES
         ]
 
+    def rounds_sums_once(self, weight: Tensor) -> bool:
+        """Whether sums of a weight's values are rounded when they are packed, and no value before that.
+
+        So it is in float32, and in bfloat16 where the weight is stored in a wider type: it has to be rounded once anyway.
+        """
+        stored = self.stored(weight)
+        return weight.dtype == torch.float32 or (stored is not None and stored.dtype != weight.dtype)
+
     def _kept(
         self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: tuple[int, ...], values: Values
     ) -> "_core.PackedWeights":
