@@ -1,11 +1,16 @@
 """The weights of a 3x3 convolution whose input is enlarged by exactly two first (nearest neighbour), as four 2x2
 convolutions of the small input, one for each parity of an output's line and column. See `upsampled_conv2d.h`."""
 
+import math
+import mmap
 from dataclasses import dataclass
 from itertools import starmap
 
 import torch
 from torch import Tensor
+
+BLOCK = 32
+"""Outputs that are summed at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +22,19 @@ class Phase:
 
     def weights(self, weight: Tensor) -> Tensor:
         """[N, C, 2, 2] of weight [N, C, 3, 3]: the sums of taps that read the same pixel, in float32."""
-        return _summed(_summed(weight.float(), 2, self.line), 3, self.column)
+        out = _given_back(weight.shape[0], weight.shape[1], 2, 2)
+        for part, sums in zip(weight.split(BLOCK), out.split(BLOCK), strict=True):
+            sums.copy_(_summed(_summed(part.float(), 2, self.line), 3, self.column))
+        return out
 
 
 PHASES = tuple(starmap(Phase, ((0, 0), (0, 1), (1, 0), (1, 1))))
 """In the core's order."""
+
+
+def _given_back(*shape: int) -> Tensor:
+    """Float32 in memory that goes back to the system with the tensor: the allocator would keep it for a process's life."""
+    return torch.frombuffer(mmap.mmap(-1, 4 * math.prod(shape)), dtype=torch.float32).view(shape)
 
 
 def _summed(weight: Tensor, side: int, parity: int) -> Tensor:
