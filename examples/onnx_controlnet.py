@@ -1,4 +1,4 @@
-"""A controlled image from an exported folder with onnxruntime and numpy alone: `onnx_controlnet.py OUT NAME EDGES.png`.
+"""A controlled image from an exported folder, by onnxruntime and a tokenizer: `onnx_controlnet.py OUT NAME EDGES.png`.
 
 OUT: written by `bridle export --control .../NAME --features residuals`. DDIM, eta 0.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from PIL import Image
-from tokenizers import Tokenizer
+from transformers import CLIPTokenizer
 
 PROMPT, SEED, STEPS, GUIDANCE, SCALE = "a yellow star and a purple circle on a blue background", 1, 20, 5.0, 0.8
 
@@ -24,12 +24,11 @@ def main(folder: Path, control: str, edges: str, out: str = "onnx.png") -> None:
     steps = config["num_train_timesteps"]
     betas = np.linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, steps) ** 2
     signal = np.cumprod(1 - betas)
-    predicts_v = config["prediction_type"] == "v_prediction"
+    predicts_v = config.get("prediction_type") == "v_prediction"
 
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
-    pad = json.loads((folder / "text_encoder" / "config.json").read_text())["pad_token_id"]
-    ids = [tokenizer.encode(prompt).ids for prompt in ("", PROMPT)]
-    ids = np.array([row + [pad] * (77 - len(row)) for row in ids], np.int64)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    shape = {"padding": "max_length", "max_length": 77, "truncation": True, "return_tensors": "np"}
+    ids = tokenizer(["", PROMPT], **shape).input_ids.astype(np.int64)
     context = text.run(["last_hidden_state"], {"input_ids": ids})[0]
 
     hint = np.repeat(np.asarray(Image.open(edges).convert("RGB"), np.float32).transpose(2, 0, 1)[None] / 255, 2, 0)
@@ -49,7 +48,7 @@ def main(folder: Path, control: str, edges: str, out: str = "onnx.png") -> None:
         before = signal[max(now - steps // STEPS, 0)]
         latents = before**0.5 * clean + (1 - before) ** 0.5 * noise
 
-    factor = json.loads((folder / "vae_decoder" / "config.json").read_text())["scaling_factor"]
+    factor = json.loads((folder / "vae_decoder" / "config.json").read_text()).get("scaling_factor", 0.18215)
     image = session("vae_decoder").run(None, {"latent_sample": (latents / factor).astype(np.float32)})[0]
     Image.fromarray(((image[0].transpose(1, 2, 0) + 1) * 127.5).clip(0, 255).round().astype(np.uint8)).save(out)
 

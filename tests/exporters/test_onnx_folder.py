@@ -1,8 +1,10 @@
 """Exported folders: what is in them, what is refused, and that nothing is left of an export that fails."""
 
+import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +122,29 @@ def test_the_documentation_names_every_input_and_output(out: Path) -> None:
                 assert re.search(rf"`{stem}(\.[nK])?`" if number else rf"`{stem}`", text), (place, name)
 
 
+def test_what_the_index_lists_besides_networks_is_copied(tmp_path: Path) -> None:
+    """optimum loads the feature extractor that published SD 1.x folders list, and fails where it is missing."""
+    model = Path(shutil.copytree(POCKET, tmp_path / "model"))
+    (model / "feature_extractor").mkdir()
+    (model / "feature_extractor/preprocessor_config.json").write_text('{"crop_size": 224}')
+    export(model, tmp_path / "out")
+    assert (tmp_path / "out/feature_extractor/preprocessor_config.json").read_text() == '{"crop_size": 224}'
+
+
+def test_controls_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dots in them, as the folder one is in, and as ids in the cache, whose folders are named by hashes."""
+    write_new_model("tiny", tmp_path / "model", controlnet=True, t2i=True, ip_adapter="base")
+    (tmp_path / "model/ip-adapter").rename(tmp_path / "ip-sd1.5")
+    (tmp_path / "model/t2i-adapter").rename(tmp_path / "0123abcd")
+    original = exporting.locate
+    cached = {Path("owner/sketch-sd1.5"): tmp_path / "0123abcd"}
+    monkeypatch.setattr(exporting, "locate", lambda path: original(cached.get(path, path)))
+    monkeypatch.chdir(tmp_path / "model/controlnet")
+    export(tmp_path / "model", tmp_path / "out", controls=[".", "owner/sketch-sd1.5", tmp_path / "ip-sd1.5"])
+    kinds = {kind: left(tmp_path / "out" / kind) for kind in ("controlnet", "t2i_adapter", "ip_adapter")}
+    assert kinds == {"controlnet": ["controlnet"], "t2i_adapter": ["sketch-sd1.5"], "ip_adapter": ["ip-sd1.5"]}
+
+
 def left(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -145,6 +170,25 @@ def test_a_full_disk_is_found_before_anything_is_written(tmp_path: Path, monkeyp
     with pytest.raises(ExportError, match=r"out: needs \d+ MiB, 1 MiB are free"):
         export(POCKET, tmp_path / "out")
     assert left(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_write_part", full)
+    with pytest.raises(ExportError, match="out: cannot be written: No space left on device"):
+        export(POCKET, tmp_path / "out")
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["nowhere", "empty"])
+def test_a_link_is_not_written_to(place: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to(place)
+    with pytest.raises(RequestError, match=r"^out: .*no link"):
+        export(POCKET, tmp_path / "out")
+    assert left(tmp_path) == ["empty", "out"]
 
 
 @pytest.mark.parametrize(
@@ -187,11 +231,16 @@ def test_importing_bridle_needs_no_onnx() -> None:
 
 
 def test_the_example_makes_the_controlled_image(out: Path, tmp_path: Path) -> None:
+    """From a folder as that of published SD 1.5: no tokenizer.json, and a padding token that is not the tokenizer's."""
     root = Path(__file__).parents[2]
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    (folder / "tokenizer/tokenizer.json").unlink()
+    config = json.loads((folder / "text_encoder/config.json").read_text())
+    (folder / "text_encoder/config.json").write_text(json.dumps({**config, "pad_token_id": 1}))
     picture = tmp_path / "image.png"
     edges = root / "docs/images/edges.png"
     script = root / "examples/onnx_controlnet.py"
-    subprocess.run([sys.executable, str(script), str(out), CONTROLS[0].name, str(edges), str(picture)], check=True)
+    subprocess.run([sys.executable, str(script), str(folder), CONTROLS[0].name, str(edges), str(picture)], check=True)
     import numpy as np
     from PIL import Image
 

@@ -4,7 +4,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,7 @@ PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
 OPSETS = (23, 24)
 DEFAULT_OPSET = 23
 _SPARE_BYTES = 64 * 2**20
-_COPIED = ("model_index.json", "scheduler", "tokenizer", "tokenizer_2")
+_COPIED = ("model_index.json", "scheduler", "tokenizer", "tokenizer_2", "feature_extractor")
 Write = Callable[[Graph], None]
 
 
@@ -68,8 +69,9 @@ def export(
     model: a diffusers folder. controls: folders of ControlNets and T2I-Adapters, and IP-Adapters as .safetensors files or
     folders that hold one. features: any of "residuals", "regions" and "maps", the optional inputs of the U-Net.
     precision: "fp32" or "fp16". opset: of the standard operators. Raises RequestError, ModelLoadError, and ExportError
-    where the disk is too small. Nothing is left of an export that fails or is interrupted from the keyboard; a process that
-    is killed leaves a hidden folder `.OUT.*` beside `out`, which itself is never there half-made.
+    where the disk is too small or cannot be written to. Nothing is left of an export that fails or is interrupted from
+    the keyboard; a process that is killed leaves a hidden folder `.OUT.*` beside `out`, which itself is never there
+    half-made.
     """
     target = Path(out)
     _check(target, features, precision, opset)
@@ -77,17 +79,25 @@ def export(
     loaded = load_model(source)
     parts = _parts(loaded, source, [Path(c) for c in controls], tuple(features), PRECISIONS[precision])
     _check_space(target, parts)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
-    try:
+    with _becoming(target) as staging:
         for name in _COPIED:
             _copy(source / name, staging / name)
         _complete_tokenizers(staging)
         described = [_write_part(staging, part, opset) for part in tqdm(parts, disable=not progress, unit="network")]
         _write_json(staging / MANIFEST, _manifest(loaded, parts, described, features, precision, opset))
-        staging.chmod(0o755)
-        os.replace(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _becoming(target: Path) -> Iterator[Path]:
+    """A folder that takes the name `target` at the end, and is removed where that is not reached. Raises ExportError."""
+    place = {"prefix": f".{target.name}.", "dir": target.absolute().parent}
+    try:
+        with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as staging:
+            yield Path(staging)
+            os.chmod(staging, 0o755)
+            os.replace(staging, target)
+    except OSError as problem:
+        raise ExportError(target.name, f"cannot be written: {problem.strerror or problem}") from problem
 
 
 def _check(target: Path, features: Sequence[str], precision: str, opset: int) -> None:
@@ -100,8 +110,8 @@ def _check(target: Path, features: Sequence[str], precision: str, opset: int) ->
         raise RequestError("opset", opset, "one of " + ", ".join(map(str, OPSETS)))
     if not target.absolute().parent.is_dir():
         raise RequestError("out", target.name, "a folder inside one that exists")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise RequestError("out", target.name, "a folder that does not exist or is empty")
+    if target.is_symlink() or (target.exists() and (not target.is_dir() or any(target.iterdir()))):
+        raise RequestError("out", target.name, "a folder that does not exist or is empty, and no link")
 
 
 def _folder_of(model: str | Path) -> Path:
@@ -150,13 +160,14 @@ def _unet_part(source: Path, component: Component[Any], features: tuple[str, ...
 
 def _control_parts(model: Model, control: Path, dtype: torch.dtype) -> list[Part]:
     found, cpu = locate(control), torch.device("cpu")
+    name = _name_of(control, found)
     if found.is_file() or not (found / "config.json").is_file():
-        return _ip_adapter_parts(load_ip_adapter(found, dtype=None, device=cpu, base=model), model, found, dtype)
+        return _ip_adapter_parts(load_ip_adapter(found, dtype=None, device=cpu, base=model), model, name, dtype)
     config = _read(found)
     if control_kind(found) == "T2IAdapter":
         adapter = load_adapter(found, dtype=None, device=cpu, base=model)
         graphs: dict[str, Write] = {"model": partial(networks.t2i_adapter, component=adapter)}
-        return [Part(f"t2i_adapter/{found.name}", adapter.tensors, graphs, config, dtype)]
+        return [Part(f"t2i_adapter/{name}", adapter.tensors, graphs, config, dtype)]
     net = load_controlnet(found, dtype=None, device=cpu, base=model)
     graphs = {
         "model": partial(networks.whole_controlnet, component=net),
@@ -165,11 +176,17 @@ def _control_parts(model: Model, control: Path, dtype: torch.dtype) -> list[Part
         "time_table": partial(networks.time_table, component=net),
         "cross_kv": partial(networks.cross_kv, component=net),
     }
-    return [Part(f"controlnet/{found.name}", net.tensors, graphs, config, dtype)]
+    return [Part(f"controlnet/{name}", net.tensors, graphs, config, dtype)]
 
 
-def _ip_adapter_parts(adapter: IPAdapter, model: Model, found: Path, dtype: torch.dtype) -> list[Part]:
-    name = f"ip_adapter/{found.stem}"
+def _name_of(control: Path, found: Path) -> str:
+    """Of a control's folder or file; of an id in the cache, whose folder is named by a hash, what follows its owner."""
+    named = Path(os.path.abspath(control))
+    return named.stem if found.is_file() else named.name
+
+
+def _ip_adapter_parts(adapter: IPAdapter, model: Model, own: str, dtype: torch.dtype) -> list[Part]:
+    name = f"ip_adapter/{own}"
     weights = {**adapter.projection.tensors, **adapter.attention}
     graphs: dict[str, Write] = {
         "model": partial(networks.image_tokens, adapter=adapter),
