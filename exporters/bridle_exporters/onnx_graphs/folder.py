@@ -90,9 +90,9 @@ def export(
 @contextmanager
 def _becoming(target: Path) -> Iterator[Path]:
     """A folder that takes the name `target` at the end, and is removed where that is not reached. Raises ExportError."""
-    place = {"prefix": f".{target.name}.", "dir": target.absolute().parent}
+    prefix, parent = f".{target.name}.", target.absolute().parent
     try:
-        with tempfile.TemporaryDirectory(**place, ignore_cleanup_errors=True) as staging:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as staging:
             yield Path(staging)
             os.chmod(staging, 0o755)
             os.replace(staging, target)
