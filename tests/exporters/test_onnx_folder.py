@@ -34,6 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         arguments += ["--control", str(control)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
+    assert re.search(r"100%.* 7/7 .*network", result.output), "no progress was shown"
     return target
 
 
@@ -211,6 +212,16 @@ def test_a_folder_that_is_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"^out: "):
         export(POCKET, tmp_path)
     assert left(tmp_path) == ["file"]
+
+
+def test_a_link_is_refused_and_nothing_is_written_through_it(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("link", "dangling"):
+        with pytest.raises(RequestError, match=r"^out: "):
+            export(POCKET, tmp_path / name)
+    assert left(tmp_path) == ["dangling", "elsewhere", "link"] and left(tmp_path / "elsewhere") == []
 
 
 @pytest.mark.parametrize("opset", [23, 24])
