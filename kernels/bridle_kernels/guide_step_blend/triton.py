@@ -56,7 +56,7 @@ def _kernel(
 ):
     # 64-bit offsets: a batch of large latents passes 2^31 elements.
     p = tl.program_id(0).to(tl.int64)
-    plane = height.to(tl.int64) * width
+    plane = tl.cast(height, tl.int64) * width
     count = channels * plane
     i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = i < count

@@ -14,7 +14,7 @@ BLOCK = 512
 def _kernel(x, out, height, width, channels, tall, wide, BLOCK: tl.constexpr):
     r = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    count = height.to(tl.int64) * tall * width * wide * channels
+    count = tl.cast(height, tl.int64) * tall * width * wide * channels
     valid = i < count
     pixel = i // channels
     line = pixel // (width * wide) // tall

@@ -22,7 +22,7 @@ def _kernel(
 ):  # fmt: skip
     r = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    count = height.to(tl.int64) * width * channels
+    count = tl.cast(height, tl.int64) * width * channels
     valid = i < count
     c = i % channels
     column = i // channels % width
