@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridle_kernels.activation.reference import Activation
-from bridle_kernels.attention import Segment, gpu, reference, wide
+from bridle_kernels.attention import Segment, fused, gpu, reference, wide
 from bridle_kernels.attention.launch import WIDEST
 from bridle_kernels.conv2d.reference import finished
 from bridle_kernels.geglu import triton as geglu_kernels
@@ -112,13 +112,13 @@ class TritonOps(ReferenceOps):
         out: Tensor | None = None,
     ) -> Tensor:
         """See `Ops.attention`."""
-        if gpu.refusal(q, segments, out) is None:
-            serve = gpu.attention
-        elif gate is None and out is None and not float32_scores and _is_wide(q, segments):
-            piece = segments[0].pieces[0]
-            return wide.attention(q, piece.k, piece.v, q.shape[3] ** -0.5 if scale is None else scale, causal)
-        else:
-            serve = reference.attention
+        if gate is None and out is None and not float32_scores and _is_plain(segments):
+            piece, factor = segments[0].pieces[0], q.shape[3] ** -0.5 if scale is None else scale
+            if fused.serves(q):
+                return fused.attention(q, piece.k, piece.v, factor, causal)
+            if q.shape[3] > WIDEST:
+                return wide.attention(q, piece.k, piece.v, factor, causal)
+        serve = gpu.attention if gpu.refusal(q, segments, out) is None else reference.attention
         return serve(q, segments, scale=scale, causal=causal, float32_scores=float32_scores, gate=gate, out=out)
 
     def residual_add(self, x: Tensor, residuals: Sequence[ResidualTerm]) -> Tensor:
@@ -162,14 +162,14 @@ def _added_products(pair: Pair, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out.view(*first.shape[:-1], -1).permute(0, 3, 1, 2)
 
 
-def _is_wide(q: Tensor, segments: Sequence[Segment]) -> bool:
-    """Whether it is one piece of keys and values without any other field, above the fused kernel's head dimension."""
+def _is_plain(segments: Sequence[Segment]) -> bool:
+    """Whether it is one piece of keys and values without any other field."""
     segment = segments[0]
     fields = (segment.k_rows, segment.v_rows, segment.q_rows, segment.bias, segment.v_mix, segment.pieces[0].length)
     weighted = isinstance(segment.weight, Tensor) or segment.weight != 1.0
     if len(segments) > 1 or len(segment.pieces) > 1 or segment.reads_map or weighted:
         return False
-    return all(field is None for field in fields) and q.shape[3] > WIDEST
+    return all(field is None for field in fields)
 
 
 def _last(image: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Sizes of tiles and the compiler's options of the GPU kernels, by head dimension, dtype and number of keys.
 
-Chosen so that every one fits the registers and the shared memory of sm_80 to sm_100; their speed has not been measured.
+Chosen so that every one fits the registers and the shared memory of sm_80 to sm_100.
 """
 
 from dataclasses import dataclass
@@ -38,10 +38,23 @@ def power(count: int) -> int:
 
 
 def tiles(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> Tiles:
-    """Of the forward kernel: the largest that spill nowhere. They do not depend on the number of queries, nor, beyond
-    `ONE_TILE`, of keys: few kernels serve all. dtype: what products are computed in. biased: loads of a bias need registers.
+    """Of the forward kernel. They do not depend on the number of queries, nor, beyond `ONE_TILE`, of keys: few kernels serve
+    all. dtype: what products are computed in. biased: loads of a bias need registers.
     """
-    return Tiles(*split(dim), *_largest(dim, dtype, keys, biased))
+    low, high = split(dim)
+    if high and dtype != torch.float32:
+        return Tiles(low, high, *_of_two_blocks(dim, keys, biased))
+    return Tiles(low, high, *_largest(dim, dtype, keys, biased))
+
+
+def is_sound(low_high: tuple[int, int], queries: int, warps: int) -> bool:
+    """Whether tiles of products in half precision compute what they should.
+
+    Two blocks of a head dimension must not be products of Hopper's warp groups, which want 64 queries and 4 warps: as
+    Triton 3.6 compiles them for sm_90, with one stage results are wrong, differ between runs or end in an illegal access,
+    with more now and then (H200, 331cabf). The same kernel without warp groups is right.
+    """
+    return low_high[1] == 0 or queries < 64 or warps < 4
 
 
 def bucket(dim: int, keys: int, biased: bool) -> str:
@@ -49,8 +62,17 @@ def bucket(dim: int, keys: int, biased: bool) -> str:
     return f"dim={dim} keys={'few' if keys <= ONE_TILE else 'many'} bias={'yes' if biased else 'no'}"
 
 
+def _of_two_blocks(dim: int, keys: int, biased: bool) -> tuple[int, int, int, int]:
+    """Queries, keys, warps and stages: sound ones that spill nowhere."""
+    few = keys <= ONE_TILE
+    stages = 1 if biased or few else 2
+    if dim > 128:
+        return 16, 64, 4, stages
+    return 32, 32 if biased or (few and dim > 64) else 64, 4, stages
+
+
 def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int, int, int, int]:
-    """Queries, keys, warps and stages."""
+    """Queries, keys, warps and stages of the largest tiles that spill nowhere."""
     if dtype == torch.float32:
         return (32, 32, 8, 1) if dim <= 128 else (16, 16, 4, 1)
     if biased:

@@ -10,7 +10,7 @@ import triton
 from bridle_kernels.attention import gpu_problem
 from bridle_kernels.attention import triton as forward_kernels
 from bridle_kernels.attention.gpu_operands import gpu_segment
-from bridle_kernels.attention.launch import ONE_TILE, bucket, tiles
+from bridle_kernels.attention.launch import ONE_TILE, bucket, is_sound, split, tiles
 from bridle_kernels.attention.segment import Piece, Segment
 from bridle_kernels.triton_variant import DTYPES, kernel_hash
 from bridle_kernels.tuning import Choice, Entry, device_name, fastest
@@ -47,8 +47,9 @@ CASES = (
 def choices(case: Case) -> Iterator[Choice]:
     """Tiles to try."""
     keys = (32, 64, 128) if case.keys > ONE_TILE else (16, 32, 64, 128)
-    for queries, key_tile, warps, stages in product((16, 32, 64, 128), keys, (4, 8), (1, 2, 3)):
-        yield {"queries": queries, "keys": key_tile, "warps": warps, "stages": stages}
+    for queries, key_tile, warps, stages in product((16, 32, 64, 128), keys, (2, 4, 8), (1, 2, 3)):
+        if is_sound(split(case.dim), queries, warps):
+            yield {"queries": queries, "keys": key_tile, "warps": warps, "stages": stages}
 
 
 def measure(cases: Iterable[Case], dtypes: Iterable[torch.dtype], device: torch.device) -> Iterator[Entry]:
