@@ -36,9 +36,12 @@ class Part:
 
 
 class Running:
-    """A part's process. Its lines go to a file, so that a process that dies leaves what it had."""
+    """A part's process. Its lines go to a file, so that a process that dies leaves what it had.
 
-    def __init__(self, part: Part, folder: Path, paths: Sequence[str], limit: float) -> None:
+    beside: how many parts share the CPU. Threads for all of it in each of them would only wait for each other.
+    """
+
+    def __init__(self, part: Part, folder: Path, paths: Sequence[str], limit: float, beside: int = 1) -> None:
         self.part = part
         self._limit = limit
         self._began = time.monotonic()
@@ -48,6 +51,7 @@ class Running:
         command = [sys.executable, "-m", "gpu.part", part.name, "--lines", str(self._lines)]
         command += [text for name, value in options.items() for text in (f"--{name}", value)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // beside))
         with self._log.open("w") as log:
             self._child = subprocess.Popen(
                 command,
@@ -95,7 +99,7 @@ def run_together(parts: Sequence[Part], folder: Path, paths: Sequence[str], seco
             {"part": part.name, "seconds": 0.0, "problem": "not started: no time was left", "found": []}
             for part in parts
         ]
-    running = [Running(part, folder, paths, min(part.limit, seconds)) for part in parts]
+    running = [Running(part, folder, paths, min(part.limit, seconds), beside=len(parts)) for part in parts]
     while not all([one.ended() for one in running]):
         time.sleep(0.1)
     return [one.result() for one in running]
