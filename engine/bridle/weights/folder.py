@@ -126,7 +126,7 @@ def confined(folder: Path, name: str) -> Path:
     """`folder`/`name` if it lies inside the folder once links are followed. Raises ModelLoadError."""
     path = folder / name
     if not path.resolve().is_relative_to(_root(folder).resolve()):
-        raise ModelLoadError(ascii(name)[:120], "lies outside the model folder")
+        raise ModelLoadError(ascii(name)[1:-1][:120], "lies outside the model folder")
     return path
 
 
