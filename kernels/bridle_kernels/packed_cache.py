@@ -42,10 +42,12 @@ _STALE_SECONDS = 24 * 3600
 class MappedMatrices(Mapping[str, memoryview]):
     """The matrices of a file, in memory that is mapped from it and cannot be written. Threads may share it.
 
-    Without a mapping there are none.
+    Without a mapping there are none. Raises ValueError for a mapping that can be written.
     """
 
     def __init__(self, mapping: mmap.mmap | None = None, matrices: Matrices | None = None) -> None:
+        if mapping is not None and not memoryview(mapping).readonly:
+            raise ValueError("mapping can be written: what is in its memory may be nowhere else")
         self._mapping = mapping
         self._matrices: Matrices = matrices or {}
 

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import mmap
 import multiprocessing
 import os
 from collections.abc import Callable, Mapping
@@ -87,12 +88,27 @@ def test_pages_come_back_from_a_file_that_is_gone_or_replaced(tmp_path: Path) ->
         assert same(found, matrices(seed, LARGE))
 
 
-def test_memory_that_is_locked_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Locked:
-        def madvise(self, _: int) -> None:
+def test_memory_that_is_locked_stays(tmp_path: Path) -> None:
+    class Locked(mmap.mmap):
+        def madvise(self, *_: int) -> None:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    packed_cache.MappedMatrices(Locked(), matrices(1)).give_back()  # type: ignore[arg-type]
+    with saved(tmp_path, "key", matrices(1, LARGE)).open("rb") as file:
+        mapping = Locked(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content = bytes(mapping)
+    packed_cache.MappedMatrices(mapping).give_back()
+    assert bytes(mapping) == content and resident(tmp_path)["key.packed"] >= sum(LARGE)
+
+
+def test_memory_without_a_file_is_refused() -> None:
+    """Giving it back loses what is in it."""
+    memory = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE)
+    memory[:] = content = bytes(range(256)) * 256
+    with pytest.raises(ValueError, match="can be written"):
+        packed_cache.MappedMatrices(memory)
+    assert memory[:] == content
+    memory.madvise(mmap.MADV_DONTNEED)
+    assert memory[:] == bytes(1 << 16)
 
 
 def damaged_everywhere(content: bytes) -> list[tuple[str, bytes]]:
@@ -271,21 +287,21 @@ def test_a_network_rests_while_threads_read_it(tmp_path: Path) -> None:
     store.flush()
     mapped = PackedWeights(None, cache(tmp_path))
     matrix, _ = network = packed_large(mapped, tensors)
-    x, outs = torch.randn(4, 512), [torch.empty(4, 512) for _ in range(3)]
+    x, outs = torch.randn(4, 512), [torch.empty(4, 512) for _ in range(2)]
 
     def products(out: Tensor) -> int:
-        """How many of a hundred had other bits than the first."""
+        """How many of forty had other bits than the first."""
         pool, found = _core.ThreadPool(1), []
-        for _ in range(100):
+        for _ in range(40):
             _core.linear(pool, matrix, x, out)
             found.append(out.numpy().tobytes())
         return sum(one != found[0] for one in found)
 
-    with ThreadPoolExecutor(3) as threads:
+    with ThreadPoolExecutor(2) as threads:
         running = [threads.submit(products, out) for out in outs]
         while not all(one.done() for one in running):
             mapped.rest(network)
-    assert [one.result() for one in running] == [0, 0, 0]
+    assert [one.result() for one in running] == [0, 0]
     assert all(torch.equal(out, outs[0]) for out in outs)
     torch.testing.assert_close(outs[0], x @ tensors["q.weight"].T, rtol=1e-4, atol=1e-4)
 
