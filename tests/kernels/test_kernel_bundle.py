@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from bridle_kernels.resample import triton as resample
 from bridle_kernels.triton_kernels import variants
 from bridle_kernels.triton_launch import Launch, serve_from
 from bridle_kernels.triton_ops import TritonOps
+from bridle_kernels.triton_variant import DTYPES
 
 ARCH = 87
 
@@ -80,17 +82,17 @@ def driver(folder: Path, compiled: list[Launch]) -> Iterator[Recorder]:
 
 
 def test_a_kernel_is_loaded_once_and_started_with_its_arguments(driver: Recorder, compiled: list[Launch]) -> None:
-    product = torch.zeros(6, 2 * 1280, dtype=torch.float16)
-    outs = [geglu.gated(product) for _ in range(2)]
+    halves = torch.zeros(6, 2 * 1280, dtype=torch.float16)
+    outs = [geglu.gated(halves) for _ in range(2)]
     assert driver.loads == [(b"geglu_fp16", "_symbol", 1024)] and not compiled
     blocks = -(-6 * 1280 // geglu.BLOCK)
     for out, start in zip(outs, driver.starts, strict=True):
-        values = [product.data_ptr(), out.data_ptr(), 1280, 6 * 1280] + [None] * SCRATCH
+        values = [halves.data_ptr(), out.data_ptr(), 1280, 6 * 1280] + [None] * SCRATCH
         assert start == (1, (blocks,), 4, 1024, values)
 
 
 @pytest.mark.parametrize(
-    "product",
+    "halves",
     [
         torch.zeros(6, 2 * 1280, dtype=torch.float64),
         torch.zeros(6, 2 * 1281, dtype=torch.float16),
@@ -99,11 +101,11 @@ def test_a_kernel_is_loaded_once_and_started_with_its_arguments(driver: Recorder
     ids=["dtype", "not a multiple", "not aligned"],
 )
 def test_what_the_bundle_lacks_is_compiled_and_said_once(
-    product: Tensor, driver: Recorder, compiled: list[Launch], caplog: pytest.LogCaptureFixture
+    halves: Tensor, driver: Recorder, compiled: list[Launch], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "bridle"):
-        geglu.gated(product)
-        geglu.gated(product)
+        geglu.gated(halves)
+        geglu.gated(halves)
     assert not driver.starts and len(compiled) == 2
     assert [record.message.split(" ")[1] for record in caplog.records] == ["geglu.triton._kernel"]
 
@@ -146,12 +148,30 @@ def networks(dtype: torch.dtype) -> None:
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
-STEPS = (
-    *(Case(history=history, known=False, noise=False) for history in (0, 1, 2)),
-    Case(history=0, known=False),
-    Case(history=0, known=False, noise=False, draws=1),
-)
-"""Deterministic solvers, and stochastic ones with noise of either source."""
+SIDES = ((1, 1), (3, 16), (16, 48), (5, 9))
+"""Numbers that a compiler likes to take for constants, and others."""
+STEPS = [
+    Case(
+        samples=1 + place % 3,
+        height=height,
+        width=width,
+        history=history,
+        views=views,
+        known=known,
+        noise=noise,
+        draws=draws,
+    )
+    for place, (history, draws, views, known, noise) in enumerate(
+        product((0, 1, 2, 3, 6, 16), (0, 1, 2, 16), (False, True), (False, True), (False, True))
+    )
+    for height, width in (SIDES[place % len(SIDES)],)
+]
+"""Every set of features: solvers of any memory, noise of either source or both, regions and views, known regions."""
+
+
+def unaligned(value: Tensor | None) -> Tensor | None:
+    """The same at a place that is no multiple of 16 bytes, as a row of a table may be."""
+    return None if value is None else torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
 
 
 def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
@@ -166,8 +186,6 @@ def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
     networks(dtype)
-    for case in STEPS:
-        guide_step_blend(**arguments(case, 1, dtype))
     for dim in (40, 64, 80, 160):
         gradients(dim, 256, dtype)
         gradients(dim, 77, dtype)
@@ -175,6 +193,28 @@ def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder
     assert len(driver.starts) > 40 and len(driver.loads) < len(driver.starts)
     geglu.gated(torch.zeros(1, 2))
     assert len(compiled) == 1, "the control"
+
+
+def test_one_kernel_of_each_dtype_serves_every_step(driver: Recorder, compiled: list[Launch]) -> None:
+    """The control: samples of another dtype, which no engine has."""
+    for dtype, name in DTYPES.items():
+        driver.loads.clear()
+        for case in STEPS:
+            given = arguments(case, 1, dtype)
+            guide_step_blend(**given)
+            guide_step_blend(**{argument: unaligned(value) for argument, value in given.items()})
+        assert driver.loads == [(f"guide_step_blend_{name}".encode(), "_symbol", 1024)]
+    assert not compiled and len(driver.starts) == 2 * len(DTYPES) * len(STEPS)
+    guide_step_blend(**{**given, "latents": given["latents"].double()})
+    assert len(compiled) == 1
+
+
+def test_no_number_of_a_step_is_compiled_in() -> None:
+    """Also where it is compiled at its first use, Triton makes one kernel of all numbers."""
+    (variant, *others) = variants(["guide_step_blend.triton"])
+    assert [other.constants for other in others] == [variant.constants] * 2 and list(variant.constants) == ["BLOCK"]
+    numbers = {name for name, kind in variant.types.items() if kind == "i32"}
+    assert {param.name for param in variant.kernel.params if param.do_not_specialize} == numbers
 
 
 def changed(folder: Path, change: Callable[[Any], None]) -> None:
@@ -308,5 +348,5 @@ def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.
     assert not [name for name in asked if "40" not in name and "causal" not in name]
     asked.clear()
     export_kernels(tmp_path, ARCH, dtype=torch.float16)
-    assert {"attention_self_64_fp16", "group_norm_merge", "geglu_fp16"} <= set(asked)
+    assert {"attention_self_64_fp16", "group_norm_merge", "geglu_fp16", "guide_step_blend_fp16"} <= set(asked)
     assert not [name for name in asked if name.endswith(("_bf16", "_fp32"))]

@@ -16,7 +16,7 @@ from bridle_exporters.aot import ARCHITECTURES, SHARED_LIMIT, Compiled, checked,
 from bridle_kernels.kernel_bundle import SCRATCH
 from bridle_kernels.triton_kernels import variants
 
-CHOSEN = ["upsample_fp16", "group_norm_silu_fp32", "residual_add_4_bf16", "guide_step_blend_0_draws_fp16"]
+CHOSEN = ["upsample_fp16", "group_norm_silu_fp32", "residual_add_4_bf16", "guide_step_blend_fp16"]
 SIZES = {"i32": 4, "fp32": 4, "i64": 8}
 
 
