@@ -68,6 +68,7 @@ def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> 
         "signature": variant.signature,
         "constants": dict(variant.constants),
         "multiples": variant.multiples,
+        "unaligned": variant.unaligned,
         **variant.options,
         "sha256": hashlib.sha256(cubin).hexdigest(),
     }

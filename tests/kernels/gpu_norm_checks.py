@@ -89,12 +89,14 @@ def skip_connection(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def _terms(to: Callable[[Tensor], Tensor]) -> list[Term]:
-    mask = to(randn(19, 2, 1, 5, 7).sigmoid())
+    """Strengths, of which one is a column of a table, and masks are float32 whatever the image is."""
+    device = to(randn(19, 1)).device
+    mask, table = randn(19, 2, 1, 5, 7).sigmoid().to(device), randn(21, 3, 13).to(device)
     return [
-        Term(to(randn(20, 3, 6, 5, 7)), to(randn(21, 3))),
-        Term(to(randn(22, 2, 6, 5, 7)), to(randn(23, 2)), (2, 0), mask),
-        Term(to(randn(24, 1, 6, 1, 1)), to(randn(25, 1)), (1,)),
-        Term(to(randn(26, 1, 6, 5, 7)), to(randn(27, 1)), None, mask[:1]),
+        Term(to(randn(20, 3, 6, 5, 7)), table[:, 5]),
+        Term(to(randn(22, 2, 6, 5, 7)), randn(23, 2).to(device), (2, 0), mask),
+        Term(to(randn(24, 1, 6, 1, 1)), table[1:2, 7], (1,)),
+        Term(to(randn(26, 1, 6, 5, 7)), randn(27, 1).to(device), None, mask[:1]),
     ]
 
 

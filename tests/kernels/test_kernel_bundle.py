@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bridle_kernels.geglu import triton as geglu
 from bridle_kernels.guide_step_blend.triton import guide_step_blend
 from bridle_kernels.kernel_bundle import SCRATCH, KernelBundle, KernelBundleError
 from bridle_kernels.resample import triton as resample
+from bridle_kernels.residual_add import triton as residual_kernels
 from bridle_kernels.triton_kernels import variants
 from bridle_kernels.triton_launch import Launch, serve_from
 from bridle_kernels.triton_ops import TritonOps
@@ -146,6 +148,28 @@ def networks(dtype: torch.dtype) -> None:
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
+@dataclass(frozen=True)
+class Term:
+    """See `bridle_kernels.residual_add.ResidualTerm`."""
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+def residuals(channels: int, dtype: torch.dtype) -> None:
+    """Of 1 to 4 ControlNets: strengths are columns of a table of 13 points, of which most are at no multiple of 16 bytes."""
+    x = torch.zeros(2, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    table, mask = torch.zeros(2, 13), torch.zeros(2, 1, 8, 8)
+    plain = Term(torch.zeros_like(x), table[:, 5])
+    some = Term(plain.values[:1], table[1:, 7], (1,), mask[:1])
+    for count in range(1, residual_kernels.MOST + 1):
+        for terms in ([plain] * count, [plain] * (count - 1) + [some]):
+            TritonOps().residual_add(x, terms)
+            TritonOps().skip_connection(x, x, terms)
+
+
 STEPS = (
     *(Case(history=history, known=False, noise=False) for history in (0, 1, 2)),
     Case(history=0, known=False),
@@ -161,6 +185,17 @@ def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
     maps = torch.zeros(1, 256, 1)
     capture = Capture(torch.tensor([[5]]), maps) if keys == 77 else None
     (gpu.attention(q, [Segment((Piece(k, k),), capture=capture)]).sum() + maps.sum()).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_residuals_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
+    for channels in (320, 640, 1280):
+        residuals(channels, dtype)
+    assert not [(launch.kernel, launch.constants) for launch in compiled]
+    assert len(driver.starts) == 3 * 2 * 2 * residual_kernels.MOST
+    x = torch.zeros(1, 16, 4, 4, dtype=dtype)
+    TritonOps().residual_add(x, [Term(x, torch.zeros(1))] * (residual_kernels.MOST + 1))
+    assert len(compiled) == 1, "the control"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
