@@ -4,7 +4,7 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,7 @@ def attention(dim: int, queries: int, keys: int, dtype: torch.dtype, **fields: A
 
 
 def networks(dtype: torch.dtype) -> None:
-    """What the networks of SD 1.5 and SDXL start, on images of few pixels."""
+    """What the networks of SD 1.5 and SDXL and their autoencoders start, on images of few pixels."""
     ops = TritonOps()
     for channels in (320, 640, 1280):
         image, one = torch.zeros(2, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
@@ -137,6 +137,11 @@ def networks(dtype: torch.dtype) -> None:
         ops.layer_norm(image.flatten(2).transpose(1, 2), one, one, 1e-5)
         ops.geglu(torch.zeros(2, 9, 16, dtype=dtype), torch.zeros(2 * channels, 16, dtype=dtype), two)
         resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
+    for channels in (128, 256, 512):
+        image, one = torch.zeros(1, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        ops.group_norm(image, one, one, 32, 1e-6, activation="silu")
+        ops.group_norm(image, one, one, 32, 1e-6)
+        resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
     text = torch.zeros(2, 77, 12, 64, dtype=dtype)
     ops.attention(text, [Segment((Piece(text, text),))], causal=True)
     for dim in (40, 64, 80, 160):
@@ -144,7 +149,9 @@ def networks(dtype: torch.dtype) -> None:
             attention(dim, tokens, tokens, dtype)
         columns, window = torch.tensor([[1, 2, -1]]), torch.zeros(1, 1, 256)
         attention(dim, 256, 77, dtype, capture=Capture(columns, torch.zeros(2, 256, 3)), lse=torch.zeros(2, 8, 256))
-        attention(dim, 256, 77, dtype, bias=torch.zeros(2, 1, 1, 77))
+        bias, held = torch.zeros(2, 1, 1, 77), Capture(columns, torch.zeros(2, 256, 3))
+        attention(dim, 256, 77, dtype, bias=bias)
+        attention(dim, 256, 77, dtype, bias=bias, capture=held)
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
@@ -333,6 +340,14 @@ def test_the_driver_is_called_as_c_wants_it(library: Library) -> None:
 def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
     with pytest.raises(DriverError, match="cuModuleLoadData failed with CUDA error 200"):
         CudaDriver(library).load(b"other", "_kernel", 0)
+
+
+@pytest.mark.parametrize("changes", [{"spills": 8}, {"shared_bytes": 1 << 20}], ids=["spills", "does not fit"])
+def test_a_kernel_with_a_problem_is_not_written(changes: dict[str, int], tmp_path: Path) -> None:
+    bad = replace(Compiled("geglu_fp16", "_symbol", ARCH, 32, 0, 1024, 9), **changes)
+    with pytest.raises(KernelBundleError, match=r"geglu_fp16\.cubin"):
+        write_bundle(tmp_path, ARCH, [(bad, b"geglu_fp16")])
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
