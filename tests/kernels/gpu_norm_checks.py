@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
+import far_address_checks
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,6 +63,8 @@ def checks(device: str) -> Iterator[Check]:
     yield "concatenated once", lambda: concatenated_once(device)
     yield "large means", lambda: large_means(device)
     yield "statistics that are known", lambda: known_statistics(device)
+    if device == "cpu":
+        yield from far_address_checks.checks()
 
 
 def group_norm(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
