@@ -4,6 +4,7 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from bridle_kernels.geglu import triton as geglu
 from bridle_kernels.guide_step_blend.triton import guide_step_blend
 from bridle_kernels.kernel_bundle import SCRATCH, KernelBundle, KernelBundleError
 from bridle_kernels.resample import triton as resample
+from bridle_kernels.residual_add import triton as residual_kernels
 from bridle_kernels.triton_kernels import variants
 from bridle_kernels.triton_launch import Launch, serve_from
 from bridle_kernels.triton_ops import TritonOps
@@ -126,7 +128,7 @@ def attention(dim: int, queries: int, keys: int, dtype: torch.dtype, **fields: A
 
 
 def networks(dtype: torch.dtype) -> None:
-    """What the networks of SD 1.5 and SDXL start, on images of few pixels."""
+    """What the networks of SD 1.5 and SDXL and their autoencoders start, on images of few pixels."""
     ops = TritonOps()
     for channels in (320, 640, 1280):
         image, one = torch.zeros(2, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
@@ -137,6 +139,11 @@ def networks(dtype: torch.dtype) -> None:
         ops.layer_norm(image.flatten(2).transpose(1, 2), one, one, 1e-5)
         ops.geglu(torch.zeros(2, 9, 16, dtype=dtype), torch.zeros(2 * channels, 16, dtype=dtype), two)
         resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
+    for channels in (128, 256, 512):
+        image, one = torch.zeros(1, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        ops.group_norm(image, one, one, 32, 1e-6, activation="silu")
+        ops.group_norm(image, one, one, 32, 1e-6)
+        resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
     text = torch.zeros(2, 77, 12, 64, dtype=dtype)
     ops.attention(text, [Segment((Piece(text, text),))], causal=True)
     for dim in (40, 64, 80, 160):
@@ -144,8 +151,32 @@ def networks(dtype: torch.dtype) -> None:
             attention(dim, tokens, tokens, dtype)
         columns, window = torch.tensor([[1, 2, -1]]), torch.zeros(1, 1, 256)
         attention(dim, 256, 77, dtype, capture=Capture(columns, torch.zeros(2, 256, 3)), lse=torch.zeros(2, 8, 256))
-        attention(dim, 256, 77, dtype, bias=torch.zeros(2, 1, 1, 77))
+        bias, held = torch.zeros(2, 1, 1, 77), Capture(columns, torch.zeros(2, 256, 3))
+        attention(dim, 256, 77, dtype, bias=bias)
+        attention(dim, 256, 77, dtype, bias=bias, capture=held)
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
+
+
+@dataclass(frozen=True)
+class Term:
+    """See `bridle_kernels.residual_add.ResidualTerm`."""
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+def residuals(channels: int, dtype: torch.dtype) -> None:
+    """Of 1 to 4 ControlNets: strengths are columns of a table of 13 points, of which most are at no multiple of 16 bytes."""
+    x = torch.zeros(2, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    table, mask = torch.zeros(2, 13), torch.zeros(2, 1, 8, 8)
+    plain = Term(torch.zeros_like(x), table[:, 5])
+    some = Term(plain.values[:1], table[1:, 7], (1,), mask[:1])
+    for count in range(1, residual_kernels.MOST + 1):
+        for terms in ([plain] * count, [plain] * (count - 1) + [some]):
+            TritonOps().residual_add(x, terms)
+            TritonOps().skip_connection(x, x, terms)
 
 
 SIDES = ((1, 1), (3, 16), (16, 48), (5, 9))
@@ -181,6 +212,17 @@ def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
     maps = torch.zeros(1, 256, 1)
     capture = Capture(torch.tensor([[5]]), maps) if keys == 77 else None
     (gpu.attention(q, [Segment((Piece(k, k),), capture=capture)]).sum() + maps.sum()).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_residuals_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
+    for channels in (320, 640, 1280):
+        residuals(channels, dtype)
+    assert not [(launch.kernel, launch.constants) for launch in compiled]
+    assert len(driver.starts) == 3 * 2 * 2 * residual_kernels.MOST
+    x = torch.zeros(1, 16, 4, 4, dtype=dtype)
+    TritonOps().residual_add(x, [Term(x, torch.zeros(1))] * (residual_kernels.MOST + 1))
+    assert len(compiled) == 1, "the control"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -338,6 +380,14 @@ def test_the_driver_is_called_as_c_wants_it(library: Library) -> None:
 def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
     with pytest.raises(DriverError, match="cuModuleLoadData failed with CUDA error 200"):
         CudaDriver(library).load(b"other", "_kernel", 0)
+
+
+@pytest.mark.parametrize("changes", [{"spills": 8}, {"shared_bytes": 1 << 20}], ids=["spills", "does not fit"])
+def test_a_kernel_with_a_problem_is_not_written(changes: dict[str, int], tmp_path: Path) -> None:
+    bad = replace(Compiled("geglu_fp16", "_symbol", ARCH, 32, 0, 1024, 9), **changes)
+    with pytest.raises(KernelBundleError, match=r"geglu_fp16\.cubin"):
+        write_bundle(tmp_path, ARCH, [(bad, b"geglu_fp16")])
+    assert not (tmp_path / "manifest.json").exists()
 
 
 def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
