@@ -223,6 +223,23 @@ void frames_run_side_by_side() {
   for (std::thread& caller : callers) caller.join();
 }
 
+void frames_count_what_they_hold() {
+  Network network;
+  Frame frame(network.plan);
+  const size_t unbound = frame.bytes();
+  // A self-attention's keys and values: those of one at a time.
+  EXPECT(unbound >= network.plan->arena_bytes() + 2 * kRows * kPixels * kChannels * sizeof(float));
+  network.bind(frame);
+  const size_t plain = frame.bytes(), cross = 2 * kRows * kKeys * kChannels * sizeof(float);
+  EXPECT(plain >= unbound + cross);
+  network.bind(frame, true);
+  EXPECT(frame.bytes() >= plain + 2 * cross);
+  const size_t most = frame.bytes();
+  ThreadPool pool(2);
+  frame.run(pool);
+  EXPECT(frame.bytes() == most);
+}
+
 void buffers_share_memory() {
   Network network;
   EXPECT(network.plan->arena_bytes() < network.plan->total_bytes());
@@ -265,6 +282,7 @@ int main() {
   for (const bool controls : {false, true}) bridle::replays_are_equal_and_allocate_nothing(controls);
   bridle::controls_are_not_without_effect();
   bridle::frames_run_side_by_side();
+  bridle::frames_count_what_they_hold();
   bridle::buffers_share_memory();
   bridle::mistakes_are_named();
 }
