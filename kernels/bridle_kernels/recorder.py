@@ -265,6 +265,16 @@ class ProgramFrame:
         """See `Program`."""
         return self._program.matrices
 
+    @property
+    def plan(self) -> "_core.Plan":
+        """What it evaluates."""
+        return self._program.plan
+
+    @property
+    def bytes(self) -> int:
+        """What it holds: the plan's arena, and keys and values as they are packed."""
+        return self._frame.bytes
+
     def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:
         """What an attention attends to from now on."""
         port = self._program.attentions[name]
@@ -291,7 +301,7 @@ class ProgramFrame:
 
     def profile(self, pool: "_core.ThreadPool") -> list[tuple[str, float]]:
         """A run, with each op's name and seconds."""
-        return list(zip(self._program.plan.nodes, self._frame.profile(pool), strict=True))
+        return list(zip(self.plan.nodes, self._frame.profile(pool), strict=True))
 
 
 def _bytes(tensor: Tensor) -> int:

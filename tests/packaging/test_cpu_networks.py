@@ -2,12 +2,18 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import cpu_networks
 import cpu_profile
+from bridle_kernels import _core
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.recorder import ProgramFrame, Recorder
 from cpu import gates, report
 from cpu.ceiling import Ceiling, higher, name_for
 from cpu.measure import Measurement, Session, interleaved
@@ -142,3 +148,18 @@ def test_profiles_of_plans() -> None:
     assert lines[0] == "5.000 s, 4.000 s of it in 3 ops of plans"
     assert lines[1].split() == ["conv2d", "2", "3.000", "s", "75.0%"]
     assert lines[-1].split() == ["2", "conv2d", "2000.0", "ms"]
+
+
+def test_profiles_say_what_frames_hold() -> None:
+    recorder = Recorder()
+    heads = recorder.input("x", (1, 64, 16), torch.float32).unflatten(-1, (2, 8))
+    attended = NativeOps(recorder, PackedWeights()).attention(heads, (Segment((Piece(heads, heads),)),))
+    frame = ProgramFrame(recorder.finish([attended]))
+    frame.inputs["x"].zero_()
+    with cpu_profile.profiled() as (profile, held):
+        for _ in range(2):
+            frame.run(_core.ThreadPool(1))
+    assert [name for name, _ in profile] == ["self_attention"] * 2
+    assert held == {frame.plan: frame.bytes} and frame.bytes > frame.plan.arena_bytes
+    sizes = {mock.Mock(arena_bytes=2**20): 3 * 2**19, mock.Mock(arena_bytes=0): 2**19}
+    assert cpu_profile.memory(sizes) == "frames of 2 plans: 2.0 MiB, 1.0 of it arenas"
