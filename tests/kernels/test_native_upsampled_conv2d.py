@@ -9,6 +9,7 @@ from test_native_gemm import each_variant, integers, packed, rand
 from torch import Tensor
 
 from bridle_kernels import _core
+from bridle_kernels.activation import activation
 from bridle_kernels.native_ops import NativeOps
 from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.phases import PHASES
@@ -78,12 +79,13 @@ def test_it_is_the_convolution_of_the_enlarged_input(isa: str, dtype: torch.dtyp
 @each_case
 @each_bfloat16_variant
 def test_phases_in_bfloat16(isa: str, dtype: torch.dtype, case: Case) -> None:
-    """The acceptance rule for four convolutions with the weights as they are packed."""
+    """The acceptance rule for four convolutions with the weights as they are packed, and each activation."""
     channels, outputs, (rows, height, width) = case
     sources = [rand(10 + i, rows, c, height, width).to(dtype) for i, c in enumerate(channels)]
     weight = rand(20, outputs, sum(channels), 3, 3) / (9 * sum(channels)) ** 0.5
-    ours, x = upsampled(sources, weight, isa), torch.cat(sources, 1)
-    exact, peer = (by_phases(x.to(t), weight, dtype, t) for t in (torch.float64, dtype))
+    kind = ("silu", "gelu", "quick_gelu", "relu", "tanh", "silu")[CASES.index(case)]
+    ours, x = upsampled(sources, weight, isa, activation=kind), torch.cat(sources, 1)
+    exact, peer = (activation(by_phases(x.to(t), weight, dtype, t), kind) for t in (torch.float64, dtype))
     magnitude = by_phases(x.double().abs(), weight.abs(), dtype, torch.float64)
     assert_as_good_as_peer(ours, exact, peer, magnitude, 4 * sum(channels))
 
