@@ -21,7 +21,7 @@ GUARD = 128
 """Elements of guard before and after a guarded buffer: 256 bytes of the smallest."""
 
 
-def assert_as_good_as_peer(ours: Tensor, exact: Tensor, peer: Tensor, magnitude: Tensor, depth: int) -> None:
+def assert_as_good_as_peer(ours: Tensor, exact: Tensor, peer: Tensor, magnitude: Tensor, depth: float) -> None:
     """Rules A, B, D and E for one output.
 
     exact: float64 result. peer: PyTorch's result in the dtype of `ours`. magnitude: sum of the absolute values of the
@@ -39,7 +39,7 @@ def assert_as_good_as_peer(ours: Tensor, exact: Tensor, peer: Tensor, magnitude:
     assert error.square().sum() <= _NMSE[dtype] * exact.square().sum(), "rule E: normalised error"
 
 
-def assert_within_bound(ours: Tensor, exact: Tensor, magnitude: Tensor, depth: int) -> Tensor:
+def assert_within_bound(ours: Tensor, exact: Tensor, magnitude: Tensor, depth: float) -> Tensor:
     """Rules B and D. Returns the bound of every element."""
     assert torch.isfinite(ours).all(), "rule D: an element was not written, or is not finite"
     bound = 4.0 * (depth * 2.0**-24 * magnitude + _UNIT_ROUNDOFF[ours.dtype] * exact.abs()) + 1e-30

@@ -102,15 +102,16 @@ def test_attention(isa: str, dtype: torch.dtype) -> None:
         call(q, segments, out, isa, gate, scale, threads=2)
         naive = naive_attention(q, segments, scale)
         gates = torch.tensor(gate)[:, None, None]
-        depth = dim + keys + 24 + PROBABILITY_ROUNDING[dtype]
-        sizes = (1 + largest_score(q, segments, scale)) * magnitude(q, segments) * gates.abs()
+        sums, rounding = dim + keys + 24, PROBABILITY_ROUNDING[dtype]
+        depth = sums * (1 + largest_score(q, segments, scale)) + rounding
+        sizes = magnitude(q, segments) * gates.abs()
         peer = lambda: (naive_attention(q, segments, scale, dtype).out * gates).to(dtype)  # noqa: E731
         assert_accepted(case, out, naive.out * gates.double(), sizes, depth, peer)
         plain = [copied(segment) for segment in segments]
         again = call(q.contiguous(), plain, torch.empty_like(out), isa, gate, scale, threads=1)
         assert_same(out, again)
 
-    run(check, 4, KINDS)
+    run(check, 8, KINDS)
 
 
 def largest_score(q: Tensor, segments: list[Segment], scale: float) -> float:

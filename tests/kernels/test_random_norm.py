@@ -85,7 +85,7 @@ def test_group_norm(isa: str, dtype: torch.dtype) -> None:
         )
         assert_same(out, again)
 
-    run(check, 5, KINDS)
+    run(check, 20, KINDS)
 
 
 @each_dtype
@@ -112,4 +112,4 @@ def test_layer_norm(isa: str, dtype: torch.dtype) -> None:
         _core.layer_norm(_core.ThreadPool(1), x.to(dtype), again, weight, bias, **named)
         assert_same(out, again)
 
-    run(check, 5, KINDS)
+    run(check, 20, KINDS)
