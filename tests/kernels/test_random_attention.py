@@ -105,8 +105,13 @@ def test_attention(isa: str, dtype: torch.dtype) -> None:
         sums, rounding = dim + keys + 24, PROBABILITY_ROUNDING[dtype]
         depth = sums * (1 + largest_score(q, segments, scale)) + rounding
         sizes = magnitude(q, segments) * gates.abs()
-        peer = lambda: (naive_attention(q, segments, scale, dtype).out * gates).to(dtype)  # noqa: E731
-        assert_accepted(case, out, naive.out * gates.double(), sizes, depth, peer)
+
+        def peer() -> Tensor:
+            return (naive_attention(q, segments, scale, dtype).out * gates).to(dtype)
+
+        # The errors of a row are one error of its map, and PyTorch sums a few rows in another way.
+        many = rows * queries >= 16 and scale == dim**-0.5
+        assert_accepted(case, out, naive.out * gates.double(), sizes, depth, peer if many else None)
         plain = [copied(segment) for segment in segments]
         again = call(q.contiguous(), plain, torch.empty_like(out), isa, gate, scale, threads=1)
         assert_same(out, again)

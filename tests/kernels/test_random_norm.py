@@ -13,6 +13,9 @@ KINDS = ("normal", "uniform", "subnormal", "powers", "one hot", "equal", "nan", 
 EXACT_EPS = 12.0
 """Deviations of integer cases are -2 and 2: with this, 1 / sqrt(variance + eps) is 1/4."""
 
+FEW = 16
+"""Deviations of fewer elements are almost 0 now and then: the largest error is then a matter of luck."""
+
 
 def signs(case: Case, *shape: int) -> Tensor:
     return 1.0 - 2.0 * torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(case.pick(range(2**31))))
@@ -71,6 +74,7 @@ def test_group_norm(isa: str, dtype: torch.dtype) -> None:
             normed = normed * (1 + scale[:, None].to(t)) + shift[:, None].to(t)
             return F.silu(normed) if kind else normed
 
+        peer = (lambda: whole(dtype)) if channels // groups * positions >= FEW else None
         together = x.double().transpose(1, 2).reshape(rows, groups, -1)
         by_channel = [
             t.double()[:, :, None] for t in (weight * (1 + scale.double()), bias * (1 + scale.double()).abs() + 0)
@@ -78,7 +82,7 @@ def test_group_norm(isa: str, dtype: torch.dtype) -> None:
         size = magnitude(
             together, (rows, channels, positions), eps, by_channel[0], by_channel[1].abs() + shift[:, :, None].abs()
         )
-        assert_accepted(case, out, rounded(case, whole(torch.float64)), size.transpose(1, 2), 100, lambda: whole(dtype))
+        assert_accepted(case, out, rounded(case, whole(torch.float64)), size.transpose(1, 2), 100, peer)
         again = torch.empty(rows, positions, channels, dtype=dtype)
         _core.group_norm(
             _core.ThreadPool(1), [s.to(dtype).contiguous() for s in x.split(widths, 2)], again, weight, bias, **named
@@ -106,8 +110,9 @@ def test_layer_norm(isa: str, dtype: torch.dtype) -> None:
         def whole(t: torch.dtype) -> Tensor:
             return F.layer_norm(x.to(t), (channels,), weight.to(t), bias.to(t), eps)
 
+        peer = (lambda: whole(dtype)) if channels >= FEW else None
         size = magnitude(x.double(), (m, channels), eps, weight.double(), bias.double())
-        assert_accepted(case, out, rounded(case, whole(torch.float64)), size, 100, lambda: whole(dtype))
+        assert_accepted(case, out, rounded(case, whole(torch.float64)), size, 100, peer)
         again = torch.empty(m, channels, dtype=dtype)
         _core.layer_norm(_core.ThreadPool(1), x.to(dtype), again, weight, bias, **named)
         assert_same(out, again)
