@@ -13,6 +13,8 @@ from bridle_kernels.activation import activation
 ACTIVATIONS = ("", "", "silu", "relu", "gelu", "quick_gelu", "tanh")
 MOST = 200_000
 """Products of a case."""
+NARROW = 15
+"""PyTorch's products with fewer rows or columns sum K in lanes, which is more accurate than one after another."""
 
 
 def activated(x: Tensor, kind: str) -> Tensor:
@@ -66,7 +68,8 @@ def test_linear(isa: str, dtype: torch.dtype, gated: bool) -> None:
         if residual is not None:
             size = size + residual.abs()
         magnitude = size[:, :n] * size[:, n:] if gated else size
-        assert_accepted(case, out, whole(torch.float64), magnitude, 330 + k, lambda: whole(dtype))
+        peer = (lambda: whole(dtype)) if min(m, n) >= NARROW else None
+        assert_accepted(case, out, whole(torch.float64), magnitude, 330 + k, peer)
         again = torch.empty(m, n, dtype=dtype)
         _core.linear(_core.ThreadPool(1), matrix, x.to(dtype), again, **given)
         assert_same(out, again)
