@@ -8,6 +8,8 @@ import torch
 
 import cpu_networks
 import cpu_profile
+import cpu_start
+from bridle.new_model import write_new_model
 from cpu import gates, report
 from cpu.ceiling import Ceiling, higher, name_for
 from cpu.measure import Measurement, Session, interleaved
@@ -121,6 +123,15 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.save({"latents": torch.randn(1, 4, 16, 16)}, workspace.output("step", "eager-fp32"))
     found = Session(workspace, "step", threads=1, rounds=1).measure(["bridle-fp32"])
     assert "relative distance" in found.systems["bridle-fp32"]["problem"] and not found.pairs
+
+
+def test_a_start_of_a_small_model(tmp_path: Path) -> None:
+    write_new_model("tiny", tmp_path / "tiny")
+    row = cpu_start.start(str(tmp_path / "tiny"), "float32", steps=1, side=64, cache="off")
+    assert all(value > 0.0 for value in row.values())
+    assert row["load_seconds"] < row["first_image_seconds"]
+    over = row["first_image_seconds"] / (row["load_seconds"] + row["second_image_seconds"])
+    assert row["over_load_and_image"] == pytest.approx(over, rel=0.02)
 
 
 def test_ceilings() -> None:
