@@ -96,6 +96,30 @@ def test_rounds_take_turns() -> None:
     assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
 
 
+def test_what_is_added_to_a_workload_has_its_price_from_the_same_rounds(tmp_path: Path) -> None:
+    class Timed:
+        def __init__(self, workload: str, system: str, seconds: float) -> None:
+            self.workload, self.system, self.run = workload, system, lambda: seconds
+
+        def peak(self) -> dict[str, float]:
+            return {"run_mib": 100.0}
+
+    session = Session(Workspace(tmp_path, "tiny"), "capture", threads=1, rounds=1)
+    session._found.systems |= {"bridle-bf16": {}, "eager-bf16": {}}
+    group = [
+        Timed("capture", "bridle-bf16", 4.2),
+        Timed("step", "bridle-bf16", 4.0),
+        Timed("capture", "eager-bf16", 8.4),
+    ]
+    session._run_group(group)  # type: ignore[arg-type]
+    assert session._found.systems["bridle-bf16"] == {
+        **dict.fromkeys(("seconds", "fastest", "slowest"), 4.2),
+        **{"over_step": 1.05, "run_mib": 100.0},
+    }
+    assert "over_step" not in session._found.systems["eager-bf16"]
+    assert session._found.pairs == {("bridle-bf16", "eager-bf16"): 2.0}
+
+
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     process = Process(Workspace(tmp_path, "tiny"), "step", "bridle-fp32", 1)
     with pytest.raises(SystemFailure, match="ModelLoadError"):
