@@ -167,6 +167,15 @@ def test_copy(dtype: torch.dtype, name: str) -> None:
     assert torch.equal(computed(lambda p, out: _core.copy(p, x, out), dtype, *x.shape), x)
 
 
+def test_copy_of_ids() -> None:
+    ids = torch.arange(35).view(5, 7)
+    out = torch.full((7, 5), -1)
+    _core.copy(_core.ThreadPool(1), ids.T, out)
+    assert torch.equal(out, ids.T)
+    with pytest.raises(ValueError, match="x wants int64"):
+        _core.copy(_core.ThreadPool(1), ids.int(), out)
+
+
 @each_dtype
 def test_copy_into_another_order(dtype: torch.dtype) -> None:
     x = rand(6, 3, 5, 6, 8).to(dtype)

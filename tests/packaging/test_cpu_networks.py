@@ -9,6 +9,8 @@ import torch
 
 import cpu_networks
 import cpu_profile
+import cpu_start
+from bridle.new_model import write_new_model
 from bridle_kernels import _core
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.native_ops import NativeOps
@@ -100,6 +102,30 @@ def test_rounds_take_turns() -> None:
     assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
 
 
+def test_what_is_added_to_a_workload_has_its_price_from_the_same_rounds(tmp_path: Path) -> None:
+    class Timed:
+        def __init__(self, workload: str, system: str, seconds: float) -> None:
+            self.workload, self.system, self.run = workload, system, lambda: seconds
+
+        def peak(self) -> dict[str, float]:
+            return {"run_mib": 100.0}
+
+    session = Session(Workspace(tmp_path, "tiny"), "capture", threads=1, rounds=1)
+    session._found.systems |= {"bridle-bf16": {}, "eager-bf16": {}}
+    group = [
+        Timed("capture", "bridle-bf16", 4.2),
+        Timed("step", "bridle-bf16", 4.0),
+        Timed("capture", "eager-bf16", 8.4),
+    ]
+    session._run_group(group)  # type: ignore[arg-type]
+    assert session._found.systems["bridle-bf16"] == {
+        **dict.fromkeys(("seconds", "fastest", "slowest"), 4.2),
+        **{"over_step": 1.05, "run_mib": 100.0},
+    }
+    assert "over_step" not in session._found.systems["eager-bf16"]
+    assert session._found.pairs == {("bridle-bf16", "eager-bf16"): 2.0}
+
+
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     process = Process(Workspace(tmp_path, "tiny"), "step", "bridle-fp32", 1)
     with pytest.raises(SystemFailure, match="ModelLoadError"):
@@ -127,6 +153,15 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     torch.save({"latents": torch.randn(1, 4, 16, 16)}, workspace.output("step", "eager-fp32"))
     found = Session(workspace, "step", threads=1, rounds=1).measure(["bridle-fp32"])
     assert "relative distance" in found.systems["bridle-fp32"]["problem"] and not found.pairs
+
+
+def test_a_start_of_a_small_model(tmp_path: Path) -> None:
+    write_new_model("tiny", tmp_path / "tiny")
+    row = cpu_start.start(str(tmp_path / "tiny"), "float32", steps=1, side=64, cache="off")
+    assert all(value > 0.0 for value in row.values())
+    assert row["load_seconds"] < row["first_image_seconds"]
+    over = row["first_image_seconds"] / (row["load_seconds"] + row["second_image_seconds"])
+    assert row["over_load_and_image"] == pytest.approx(over, rel=0.02)
 
 
 def test_ceilings() -> None:
