@@ -118,7 +118,7 @@ class Check:
         started = []
         for part in (self._part(name, seconds) for name in ahead(self._arguments.minutes)):
             try:
-                started.append(Running(part, self._workspace, self._paths, seconds + 60.0))  # ended before, in any case
+                started.append(Running(part, self._workspace, self._paths, seconds + 60.0))  # it is ended before
             except OSError as why:
                 self._found(not_started(part, str(why)))
         return started

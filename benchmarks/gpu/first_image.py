@@ -1,4 +1,4 @@
-"""Part "first_image:SYSTEM-FAMILY": from the start of a process to the first image, nothing compiled or captured before."""
+"""Part "first_image:SYSTEM-FAMILY": from a process's start to its first image: nothing is captured yet, kernels are on disk."""
 
 import time
 from collections.abc import Iterator

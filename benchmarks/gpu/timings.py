@@ -84,7 +84,7 @@ def measured(context: Context, name: str, row: Row, loaded: Loaded, compiled: bo
     """Milliseconds of a step (or of the decode) by system, what each had to be given, and ratios of the medians."""
     systems: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
-    once = 0.0
+    once, warm = 0.0, None
     for system, make in makers(context, row, loaded, compiled).items():
         warm = Warm(make, context.device)
         entry = systems[system] = {"problem": problem(warm)}
@@ -100,6 +100,7 @@ def measured(context: Context, name: str, row: Row, loaded: Loaded, compiled: bo
     if not row.deterministic and "compiled" not in systems and not is_compiled(context, name):
         systems["compiled"] = {"left_out": not_compiled(context, name), "problem": None}
     runs.clear()
+    warm = None  # what it built is given back too
     _forget()
     wrong = "; ".join(f"{s}: {entry['problem']}" for s, entry in systems.items() if entry["problem"]) or None
     return {"name": name, "title": row.title, "systems": systems, "ratios": ratios(systems), "problem": wrong}
@@ -113,7 +114,6 @@ class Warm:
         self.run: Run | None = None
         self.seconds = 0.0
         self._before = _reserved(device)
-        self._peak = self._before
 
     def __call__(self) -> None:
         """Raises whatever the system does."""
