@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 LONG = 7.0
 """Minutes. With less there is no time to compile a peer, nor for the full U-Nets beside float32 before the timings."""
-SHARES = {"gpu_attention_checks": 4, "gpu_gradient_checks": 4}
+SHARES = {"gpu_attention_checks": 4, "gpu_gradient_checks": 4, "gpu_norm_checks": 2}
 """Processes that share the checks of a module: most of their time is one core's, compiling kernels."""
 TITLES = ("correctness", "parity", "timings", "first_image", "tuning", "rates")
 FAMILIES = ("sd15", "sdxl")
