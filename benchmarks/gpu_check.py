@@ -2,9 +2,9 @@
 
     python benchmarks/gpu_check.py --out gpu_check.json
 
-In the order of weight: every kernel by the acceptance rule; the backend beside the reference, from request to picture; what the
-device and each kernel reach; ours, diffusers eager and diffusers compiled in turns; the first image. Every part has a
-process of its own and a limit of time, so the JSON is always written in time, with what went wrong in it.
+First what is right: every kernel by the acceptance rule, and the backend beside the reference, from request to picture. Then
+what is fast: ours, diffusers eager and diffusers compiled in turns; the first image; what the device and each kernel reach.
+Every part has a process of its own and a limit of time, and the JSON is written again after each, with what went wrong in it.
 
 Builds the native module where it is missing. Needs no network: wheels of missing modules are taken from --wheels. Without
 diffusers there are no peers. Exit codes: 0 all is right, 1 something is not, 2 nothing could be checked.
@@ -16,20 +16,23 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpu import preflight, report
 from gpu.kernels import modules
+from gpu.plan import READY, TITLES, ahead, limit, stages
 from gpu.plot import draw
-from gpu.schedule import Budget, Part, Record, Running, failures, run_together
+from gpu.schedule import Budget, Part, Record, Running, failures, not_started, run_together
 
 RESERVE = 15.0
 """Seconds for the report."""
 BUILD_SECONDS = 150.0
-QUIET = 0.5
+QUIET = 0.45
 """From this part of the time on nothing else may use the GPU than what is measured."""
+AHEAD = ("timings", "first_image", "parity")
+"""What needs weights."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: tries the command, checks nothing"
     )
     parser.add_argument("--size", choices=("full", "tiny"), default="full", help="tiny: networks for tests")
-    parser.add_argument(
-        "--only", nargs="*", default=[], metavar="PART", help="correctness, rates, timings, first_image"
-    )
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", choices=TITLES, help=", ".join(TITLES))
+    parser.add_argument("--git", metavar="ID", help="what is checked, where there is no .git to ask")
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as workspace:
         return Check(arguments, Path(workspace)).run()
@@ -64,6 +66,7 @@ class Check:
         self._results: list[Record] = []
         self._paths: list[str] = []
         self._peers = False
+        self._machine = report.machine(arguments.git)
 
     def run(self) -> int:
         """The exit code; the JSON is written in any case."""
@@ -82,84 +85,93 @@ class Check:
             preflight.install_wheels(self._arguments.wheels, site)
             sys.path.append(str(site))
         preflight.check(site)
-        if self._arguments.device == "cuda" and report.machine()["gpu"] is None:
+        if self._arguments.device == "cuda" and self._machine["gpu"] is None:
             raise preflight.MissingError("no GPU: nvidia-smi names none")
         preflight.build_core(min(BUILD_SECONDS, self._budget.left))
         self._paths = preflight.import_paths(site)
         self._peers = importlib.util.find_spec("diffusers") is not None
 
     def _run_parts(self) -> None:
-        ahead = self._start_ahead()
+        coming = [
+            stage
+            for stage in stages(self._arguments.minutes, self._arguments.device, modules(), self._peers)
+            if not self._arguments.only or stage.title in self._arguments.only
+        ]
+        started = self._start_ahead([stage.title for stage in coming])
         try:
-            if self._wants("correctness"):
-                self._together(self._correctness(), self._budget.left)
-            self._wait(ahead)
+            while coming:
+                if coming[0].quiet:
+                    self._end_ahead(started)
+                elif coming[0].title in AHEAD:
+                    self._wait(lambda: all(self._written(one) for one in started))
+                seconds = limit(coming, self._budget.left)
+                parts = [self._part(name, seconds) for name in coming.pop(0).parts]
+                run_together(parts, self._workspace, self._paths, min(seconds, self._budget.left), self._found)
         finally:
-            for running in ahead:
-                running.stop()
-                self._results.append(running.result())
-        for name, limit in (("rates", 60.0), ("timings", 600.0), ("first_image", 60.0)):
-            if self._wants(name):
-                reserved = 40.0 if name == "timings" and self._wants("first_image") else 0.0
-                for parts in self._measured(name, limit):
-                    self._together(parts, self._budget.left - reserved)
+            self._end_ahead(started, at_once=True)
 
-    def _wants(self, name: str) -> bool:
-        return not self._arguments.only or name in self._arguments.only
-
-    def _correctness(self) -> list[Part]:
-        """Beside each other: most of their time is the float64 reference on the CPU."""
-        if self._arguments.device != "cuda":
-            return [self._part("parity:controls", 120.0), self._part("parity:loop", 120.0)]
-        kernels = [self._part(f"kernels:{module}", 180.0) for module in modules()]
-        parity = [self._part(f"parity:{what}", 180.0) for what in ("controls", "loop")]
-        return [*kernels, self._part("step_kernel", 120.0), *parity]
-
-    def _measured(self, name: str, limit: float) -> list[list[Part]]:
-        """Parts of a name, one after another: nothing runs beside what is timed."""
-        if name == "first_image":
-            return [[self._part(f"first_image:{who}", limit)] for who in self._systems()]
-        if name == "timings":
-            full = [[self._part(f"parity:{family}", 60.0)] for family in ("sd15", "sdxl")]
-            return [*full, [self._part("timings", limit)]]
-        return [[self._part(name, limit)]]
-
-    def _systems(self) -> tuple[str, ...]:
-        return ("ours", "eager") if self._peers else ("ours",)
-
-    def _start_ahead(self) -> list[Running]:
-        """Weights are written and peers compiled while the CPU checks."""
-        if not (self._wants("timings") or self._wants("first_image")):
+    def _start_ahead(self, titles: Sequence[str]) -> list[Running]:
+        """Weights are written and peers compiled beside what needs no quiet."""
+        if not set(titles) & set(AHEAD):
             return []
-        limit = max(1.0, self._budget.left - (1.0 - QUIET) * self._whole)
-        parts = [self._part(f"ahead:{family}", limit) for family in ("sd15", "sdxl")]
-        return [Running(part, self._workspace, self._paths, limit) for part in parts]
+        seconds = max(1.0, self._budget.left - (1.0 - QUIET) * self._whole)
+        started = []
+        for part in (self._part(name, seconds) for name in ahead(self._arguments.minutes)):
+            try:
+                started.append(Running(part, self._workspace, self._paths, seconds + 60.0))  # it is ended before
+            except OSError as why:
+                self._found(not_started(part, str(why)))
+        return started
 
-    def _wait(self, ahead: Sequence[Running]) -> None:
-        """Until all is compiled or half of the time is over."""
-        while self._budget.left > (1.0 - QUIET) * self._whole and not all([one.ended() for one in ahead]):
+    def _written(self, running: Running) -> bool:
+        """Whether a part that was started ahead has written its weights, or never will."""
+        return running.ended() or (self._workspace / running.part.name.rpartition(":")[2] / READY).exists()
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        """Until that is so, or it has to be quiet."""
+        while self._budget.left > (1.0 - QUIET) * self._whole and not done():
             time.sleep(0.2)
+
+    def _end_ahead(self, started: list[Running], at_once: bool = False) -> None:
+        """Waits for what runs ahead, then ends it: what it did until then is kept."""
+        if not at_once:
+            self._wait(lambda: all([one.ended() for one in started]))
+        while started:
+            running = started.pop()
+            running.stop()
+            self._found(running.result())
+
+    def _found(self, record: Record) -> None:
+        """Keeps a result, and writes all there are."""
+        self._results.append(record)
+        self._write_json(None, complete=False)
 
     def _part(self, name: str, limit: float) -> Part:
         options = {"device": self._arguments.device, "size": self._arguments.size, "workspace": str(self._workspace)}
         return Part(name, limit, options)
 
-    def _together(self, parts: Sequence[Part], seconds: float) -> None:
-        self._results += run_together(parts, self._workspace, self._paths, seconds)
-
-    def _write(self, missing: str | None) -> int:
-        """Writes JSON and plot."""
+    def _write_json(self, missing: str | None, complete: bool = True) -> dict[str, Any]:
+        """Whoever reads the file meanwhile finds a whole one. complete: whether nothing more will come."""
         found: dict[str, Any] = {
-            **report.machine(),
+            **self._machine,
             "minutes": round((self._whole - self._budget.left) / 60.0, 2),
+            "complete": complete,
             "missing": missing,
             "peers": self._peers,
             "failures": failures(self._results),
             "requirements": report.requirements(self._results),
+            "prices": report.prices(self._results),
             "goals": report.GOALS,
             "parts": self._results,
         }
-        self._arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        written = self._arguments.out.with_suffix(".partial")
+        written.write_text(json.dumps(found, indent=1) + "\n")
+        written.replace(self._arguments.out)
+        return found
+
+    def _write(self, missing: str | None) -> int:
+        """Writes JSON and plot."""
+        found = self._write_json(missing)
         try:
             draw(found, self._arguments.plot or self._arguments.out.with_suffix(".png"))
         except ImportError as problem:

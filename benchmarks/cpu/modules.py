@@ -1,7 +1,8 @@
 """The peers' networks: diffusers' own modules as functions of tensors alone, which every runtime takes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -10,13 +11,21 @@ from torch import Tensor, nn
 
 from cpu.workspace import CONTROL_SCALE
 
+Load = Callable[[Any, Path, torch.dtype], Any]
+"""A network of diffusers' class from its folder, in a dtype."""
+
+
+def pretrained(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """One of its own."""
+    return kind.from_pretrained(folder, torch_dtype=dtype)
+
 
 class Denoiser(nn.Module):
     """The U-Net: sample [R, 4, h, w], timestep [1], text [R, 77, D] -> [R, 4, h, w]."""
 
-    def __init__(self, model: Path, dtype: torch.dtype) -> None:
+    def __init__(self, model: Path, dtype: torch.dtype, load: Load = pretrained) -> None:
         super().__init__()
-        self.unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=dtype)
+        self.unet = load(UNet2DConditionModel, model / "unet", dtype)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor) -> tuple[Tensor, ...]:
         """A tuple of one."""
@@ -37,9 +46,9 @@ class SdxlDenoiser(Denoiser):
 class ControlledDenoiser(Denoiser):
     """With ControlNets, whose control images [R, 3, H, W] follow the text."""
 
-    def __init__(self, model: Path, dtype: torch.dtype, folders: Sequence[str]) -> None:
-        super().__init__(model, dtype)
-        self.nets = nn.ModuleList(ControlNetModel.from_pretrained(model / f, torch_dtype=dtype) for f in folders)
+    def __init__(self, model: Path, dtype: torch.dtype, folders: Sequence[str], load: Load = pretrained) -> None:
+        super().__init__(model, dtype, load)
+        self.nets = nn.ModuleList(load(ControlNetModel, model / f, dtype) for f in folders)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, *hints: Tensor) -> tuple[Tensor, ...]:
         """A tuple of one."""

@@ -1,7 +1,7 @@
 """Part "parity:WHAT": the backend beside the reference, the whole way from request to picture, and what it promises.
 
 WHAT is "controls" (tiny networks, every control alone and all in one batch), "loop" (the step loop on the device) or a family
-of "gpu.models" (one step of its full U-Net in float16).
+of "gpu.models" (two steps of its full U-Net in float16). References and PyTorch's own half precision run on the device too.
 """
 
 import json
@@ -13,13 +13,18 @@ from typing import Any
 import torch
 
 import bridle
+from bridle.backends.reference import ReferenceBackend
+from bridle.engine import Loading
 from bridle.new_model import write_new_model
+from bridle.weights import load_model
+from device_references import plain_arithmetic
 from gpu import models
 from gpu.kernels import problem
 from gpu.part import Context
 
 FREE_RUN = {"float32": 1e-3, "float16": 2e-2}
-"""Largest relative distance of latents after some steps from the float32 reference on the CPU."""
+"""Largest relative distance of latents after some steps from the reference."""
+LOOP_STEPS = 20
 PEER_FACTOR = 1.25
 """In float16 a backend may also be as far from the reference as PyTorch's own float16, times this."""
 
@@ -48,15 +53,33 @@ def tiny_folder(context: Context) -> Path:
     return path
 
 
+def exact_engine(folder: Path, device: str) -> bridle.Engine:
+    """The reference with networks in float64, which `bridle.load` does not offer; the sampler's float32 adds 1e-6."""
+    model = load_model(folder, dtype=torch.float64, device=torch.device(device))
+    backend = ReferenceBackend(model, torch.device(device), torch.float64)
+    return bridle.Engine(backend, folder, Loading(str(folder), "float64", None, None, None))
+
+
+@plain_arithmetic()
+def reference_results(engine: Any, requests: list[bridle.Request]) -> list[Any]:
+    """Of a reference, or of PyTorch's own kernels."""
+    return list(engine.sample(requests))
+
+
+def dtypes(context: Context) -> list[str]:
+    """What a device is checked in."""
+    return list(FREE_RUN) if context.device == "cuda" else ["float32"]
+
+
 def controls(context: Context) -> Iterator[dict[str, Any]]:
     """Every control in float32 and float16, and all together in one batch."""
     from control_cases import CONTROLS, asked
 
     folder = tiny_folder(context)
-    right = bridle.load(folder, backend="reference", device="cpu", dtype="float32")
+    right = exact_engine(folder, context.device)
     requests = {name: asked(changes) for name, changes in CONTROLS.items()}
-    wanted = {name: right.sample(request) for name, request in requests.items()}
-    for dtype in FREE_RUN if context.device == "cuda" else ("float32",):
+    wanted = {name: reference_results(right, [request])[0] for name, request in requests.items()}
+    for dtype in dtypes(context):
         engine = bridle.load(folder, backend=ours(context), device=context.device, dtype=dtype)
         torch_own = bridle.load(folder, backend="reference", device=context.device, dtype=dtype)
         for name, request in requests.items():
@@ -75,7 +98,7 @@ def compared(
 
     def check() -> None:
         found["distance"] = farthest(engine.sample(requests), wanted)
-        found["torch_distance"] = farthest(torch_own.sample(requests), wanted)
+        found["torch_distance"] = farthest(reference_results(torch_own, requests), wanted)
         limit = max(FREE_RUN[dtype], PEER_FACTOR * found["torch_distance"] if dtype != "float32" else 0.0)
         assert found["distance"] <= limit, f"distance {found['distance']:.3g}, wants at most {limit:.3g}"
 
@@ -86,18 +109,20 @@ def farthest(got: Any, wanted: list[Any]) -> float:
     """Relative distance of the worst latents, and absolute distance of the worst heat map."""
     distances = [0.0]
     for one, other in zip(got, wanted, strict=True):
-        distances.append(float((one.latents - other.latents).norm() / other.latents.norm()))
+        distances.append(float((one.latents.double() - other.latents).norm() / other.latents.norm()))
         distances += [float(abs(one.maps[word] - heat).max()) for word, heat in other.maps.items()]
     return max(distances)
 
 
 def loop(context: Context) -> Iterator[dict[str, Any]]:
-    """Equal bits twice, no capture after the first run, no wait for the device between steps, bits that no neighbour moves."""
+    """Many steps beside the reference, equal bits twice, no capture after the first run, no wait for the device between
+    steps, bits that no neighbour moves."""
     from control_cases import CONTROLS, asked
 
     folder = tiny_folder(context)
     engine = bridle.load(folder, backend=ours(context), device=context.device, dtype="float32")
     request = replace(asked(CONTROLS["ControlNet"]), num_inference_steps=6, output_type="latent")
+    yield from long_run(context, folder, replace(request, num_inference_steps=LOOP_STEPS))
     first = engine.sample(request)
     yield {"name": "equal bits twice", "problem": problem(lambda: same(engine.sample(request), first))}
     yield {"name": "no capture for other numbers", "problem": problem(lambda: no_capture(engine, request))}
@@ -106,6 +131,17 @@ def loop(context: Context) -> Iterator[dict[str, Any]]:
     if context.device == "cuda":
         exact = bridle.load(folder, backend="cuda", device="cuda", dtype="float32", deterministic=True)
         yield {"name": "deterministic", "problem": problem(lambda: needle(exact, request))}
+
+
+def long_run(context: Context, folder: Path, request: bridle.Request) -> Iterator[dict[str, Any]]:
+    """All steps of an image on the device, without anything that corrects what they add up."""
+    wanted = reference_results(exact_engine(folder, context.device), [request])
+    for dtype in dtypes(context):
+        engine, torch_own = (
+            bridle.load(folder, backend=backend, device=context.device, dtype=dtype)
+            for backend in (ours(context), "reference")
+        )
+        yield compared(f"{LOOP_STEPS} steps {dtype}", engine, torch_own, [request], wanted, dtype)
 
 
 def graphed(name: str, engine: Any) -> dict[str, Any]:
@@ -182,7 +218,7 @@ def full_unet(context: Context) -> Iterator[dict[str, Any]]:
         ("ours", ours(context), "float16" if context.device == "cuda" else "float32"),
     ):
         engine = bridle.load(folder, backend=backend, device=context.device, dtype=dtype)
-        results[name] = engine.sample(request)
+        results[name] = engine.sample([request])[0] if name == "ours" else reference_results(engine, [request])[0]
         del engine
     distance, own = (farthest([results[name]], [results["reference"]]) for name in ("ours", "torch"))
     limit = max(FREE_RUN["float16"], PEER_FACTOR * own)

@@ -37,6 +37,30 @@ class ImagePromptDenoiser(modules.Denoiser):
         return tuple(self.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False))
 
 
+class SdxlImagePromptDenoiser(ImagePromptDenoiser):
+    """SDXL with an IP-Adapter: the image's features follow the pooled text and the sizes."""
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor, image: Tensor
+    ) -> tuple[Tensor, ...]:
+        """A tuple of one."""
+        added = {"text_embeds": pooled, "time_ids": time_ids, "image_embeds": [image]}
+        return tuple(self.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False))
+
+
+class SdxlCapturingDenoiser(modules.CapturingDenoiser):
+    """SDXL with maps."""
+
+    def forward(  # type: ignore[override]
+        self, sample: Tensor, timestep: Tensor, text: Tensor, pooled: Tensor, time_ids: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Output and maps."""
+        self.maps = []
+        added = {"text_embeds": pooled, "time_ids": time_ids}
+        (output,) = self.unet(sample, timestep, text, added_cond_kwargs=added, return_dict=False)
+        return (output, *self.maps)
+
+
 class SdxlControlledDenoiser(modules.ControlledDenoiser):
     """SDXL with ControlNets: hints follow the pooled text and the sizes."""
 
@@ -67,23 +91,39 @@ class SdxlControlledDenoiser(modules.ControlledDenoiser):
         )
 
 
-def network(row: Row, model: Path) -> nn.Module:
-    """The module that a row calls in each step, or the decoder."""
+class Shared:
+    """Networks that are loaded to the device once and serve many rows, which may not change them."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._networks: dict[Path, Any] = {}
+
+    def load(self, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+        """See `modules.pretrained`."""
+        if folder not in self._networks:
+            found = modules.pretrained(kind, folder, dtype).to(self.device).eval()
+            self._networks[folder] = found.to(memory_format=torch.channels_last)
+        return self._networks[folder]
+
+
+def network(row: Row, model: Path, load: modules.Load = modules.pretrained) -> nn.Module:
+    """The module that a row calls in each step, or the decoder. Those that change a U-Net have one of their own."""
     if not row.steps:
         return modules.Decoder(model, DTYPE)
+    xl = row.family == "sdxl"
     if row.controlnets:
-        kind = SdxlControlledDenoiser if row.family == "sdxl" else modules.ControlledDenoiser
-        return kind(model, DTYPE, control_folders(row))
-    if row.family == "sdxl":
-        return modules.SdxlDenoiser(model, DTYPE)
+        return (SdxlControlledDenoiser if xl else modules.ControlledDenoiser)(model, DTYPE, control_folders(row), load)
     if row.capture:
-        return modules.CapturingDenoiser(model, DTYPE, COLUMNS)
-    return ImagePromptDenoiser(model, DTYPE) if row.image_prompt else modules.Denoiser(model, DTYPE)
+        return (SdxlCapturingDenoiser if xl else modules.CapturingDenoiser)(model, DTYPE, COLUMNS)
+    if row.image_prompt:
+        return (SdxlImagePromptDenoiser if xl else ImagePromptDenoiser)(model, DTYPE)
+    return (modules.SdxlDenoiser if xl else modules.Denoiser)(model, DTYPE, load)
 
 
-def build(row: Row, model: Path, device: str, size: str, compiled: bool) -> Callable[[], Tensor]:
+def build(row: Row, model: Path, size: str, compiled: bool, shared: Shared) -> Callable[[], Tensor]:
     """What one run does: latents after all steps, or an image."""
-    module = network(row, model).to(device).eval().to(memory_format=torch.channels_last)
+    device = shared.device
+    module = network(row, model, shared.load).to(device).eval().to(memory_format=torch.channels_last)
     call = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False) if compiled else module
     rows = row.rows_per_request * row.images
     extent = side(row, size)

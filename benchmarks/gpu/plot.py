@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpu.report import timed
+
 COLOURS = {"ours": "tab:blue", "eager": "tab:gray", "compiled": "tab:orange"}
 
 
 def draw(report: Mapping[str, Any], path: Path) -> bool:
     """Whether there was anything to draw."""
-    rows = [row for row in _found(report, "timings") if any("ms" in entry for entry in row.get("systems", {}).values())]
+    rows = [row for row in timed(report["parts"]).values() if any("ms" in entry for entry in row["systems"].values())]
     kernels = [case for case in _found(report, "rates") if "of_floor" in case]
     if not rows and not kernels:
         return False

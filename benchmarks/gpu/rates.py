@@ -1,4 +1,7 @@
-"""Part "rates": what the device reaches, and which fraction of it each kernel does."""
+"""Part "rates": what the device reaches, and which fraction of it each kernel does.
+
+A kernel is timed inside a graph of many launches, as a step runs it; where it cannot be captured by launches from Python.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bridle_kernels.attention import Piece, Segment
-from gpu.clock import median_ms
+from gpu.clock import CudaGraphs, Graphs, flush, graph_ms, median_ms
 from gpu.part import Context
 
 COPY_BYTES = {"full": 4 * 2**30, "tiny": 2**20}
@@ -59,17 +62,32 @@ def measured(case: Case, peaks: dict[str, float], device: str) -> dict[str, Any]
     first = case.run().clone()
     differing = sum(not torch.equal(first, case.run()) for _ in range(REPEATS))
     finite = bool(torch.isfinite(first).all())
-    ms = median_ms(case.run, device)
+    times = timed(case.run, device)
+    ms = times["ms"]
     moving, computing = case.bytes / ms * 1e3 / peaks["bytes_per_s"], case.flops / ms * 1e3 / peaks["flops_per_s"]
     problem = f"{differing} of {REPEATS} repeats differ" if differing else None if finite else "not finite"
     return {
         "name": case.name,
-        "ms": round(ms, 5),
+        **{name: round(value, 5) if isinstance(value, float) else value for name, value in times.items()},
         "copy_fraction": round(moving, 4),
         "matrix_fraction": round(computing, 4),
         "of_floor": round(max(moving, computing), 4),
         "problem": problem,
     }
+
+
+def timed(run: Callable[[], object], device: str, graphs: Graphs | None = None) -> dict[str, Any]:
+    """ms: of a launch with a cold cache. warm_ms: with a warm one. by: "graph", or "launches" with what starting them takes.
+
+    graphs: of the device, if None.
+    """
+    if device != "cuda" and graphs is None:
+        return {"ms": median_ms(run, device), "by": "launches"}
+    try:
+        cold, warm = graph_ms(run, flush(device), graphs or CudaGraphs())
+    except RuntimeError as why:
+        return {"ms": median_ms(run, device), "by": "launches", "not_captured": str(why)[:200]}
+    return {"ms": cold, "warm_ms": warm, "by": "graph"}
 
 
 def cases(ops: Any, context: Context) -> Iterator[Case]:

@@ -21,9 +21,12 @@ GOALS = {"sd15": 200.0, "sdxl": 33.0}
 """Steps per second on an H200."""
 
 
-def machine() -> dict[str, Any]:
-    """Where this runs, without starting CUDA in this process."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+PRICES = {"-deterministic": "DET1 over the same row without it"}
+"""By the end of a row's name, what its time over that of the row without that end is."""
+
+
+def machine(git: str | None = None) -> dict[str, Any]:
+    """Where this runs, without starting CUDA in this process. git: what is checked, if there is nothing to ask."""
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
         gpu = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
@@ -31,13 +34,47 @@ def machine() -> dict[str, Any]:
         gpu = ""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git.stdout.strip(),
+        "git": git or _head(),
         "gpu": gpu or None,
         "python": sys.version.split()[0],
         "versions": {
             name: found for name in ("torch", "triton", "diffusers", "transformers") if (found := _version(name))
         },
     }
+
+
+def _head() -> str:
+    try:
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return asked.stdout.strip()
+
+
+def prices(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """What our rows with `PRICES` cost over those without; None where one of the two was not measured."""
+    rows = timed(results)
+    found: dict[str, float | None] = {}
+    for name in rows:
+        for end, title in PRICES.items():
+            if name.endswith(end):
+                own, plain = _ours(rows[name]), _ours(rows.get(name.removesuffix(end)))
+                found[f"{name}: {title}"] = None if own is None or plain is None else round(own / plain, 3)
+    return found
+
+
+def timed(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows of the timings by name. What several parts found of a row is joined; ours is that of the first."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for row in result["found"] if result["part"].startswith("timings") else ():
+            known = rows.get(row["name"], {})
+            joined = {kind: {**row.get(kind, {}), **known.get(kind, {})} for kind in ("systems", "ratios")}
+            compiled = row.get("systems", {}).get("compiled")
+            if compiled:
+                joined["systems"]["compiled"] = compiled
+            rows[row["name"]] = {**row, **known, **joined}
+    return rows
 
 
 def _version(name: str) -> str | None:
@@ -49,9 +86,11 @@ def _version(name: str) -> str | None:
 
 def requirements(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every required figure, what was measured (None: nothing), and whether that meets it."""
-    rows = {row["name"]: row for result in results if result["part"].startswith("timings") for row in result["found"]}
+    rows = timed(results)
     found = []
     for name, row in rows.items():
+        if any(name.endswith(end) for end in PRICES):
+            continue
         ratios = row.get("ratios") or {}
         found.append(
             _required(f"{name}: faster than every peer", AT_LEAST.get(name, 1.0), min(ratios.values(), default=None))

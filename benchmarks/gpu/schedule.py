@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class Running:
     def result(self) -> Record:
         """What it found, and what became of it."""
         lines = self._lines.read_text().splitlines() if self._lines.exists() else []
-        records = [json.loads(line) for line in lines if line.endswith("}")]
+        records = [record for line in lines if (record := _parsed(line)) is not None]
         code = self._child.wait()
         problem = None
         if self._late:
@@ -92,17 +92,55 @@ class Running:
                 "found": records}  # fmt: skip
 
 
-def run_together(parts: Sequence[Part], folder: Path, paths: Sequence[str], seconds: float) -> list[Record]:
-    """Runs parts beside each other for at most `seconds`. A part without time is not started, and says so."""
-    if seconds < 1.0:
-        return [
-            {"part": part.name, "seconds": 0.0, "problem": "not started: no time was left", "found": []}
-            for part in parts
-        ]
-    running = [Running(part, folder, paths, min(part.limit, seconds), beside=len(parts)) for part in parts]
-    while not all([one.ended() for one in running]):
-        time.sleep(0.1)
-    return [one.result() for one in running]
+def _parsed(line: str) -> Record | None:
+    """None for a line that its process did not finish."""
+    try:
+        return dict(json.loads(line))
+    except ValueError:
+        return None
+
+
+def not_started(part: Part, why: str) -> Record:
+    """The result of a part that never ran."""
+    return {"part": part.name, "seconds": 0.0, "problem": f"not started: {why}", "found": []}
+
+
+def run_together(
+    parts: Sequence[Part],
+    folder: Path,
+    paths: Sequence[str],
+    seconds: float,
+    ended: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Runs parts beside each other for at most `seconds`. A part without time is not started, and says so.
+
+    ended: told of every result when there is one. A part that cannot be started takes no other with it.
+    """
+    results: list[Record] = []
+
+    def found(record: Record) -> None:
+        results.append(record)
+        ended(record)
+
+    waiting: list[Running] = []
+    for part in parts:
+        if seconds < 1.0:
+            found(not_started(part, "no time was left"))
+            continue
+        try:
+            waiting.append(Running(part, folder, paths, min(part.limit, seconds), beside=len(parts)))
+        except OSError as why:
+            found(not_started(part, str(why)))
+    try:
+        while waiting:
+            for one in [one for one in waiting if one.ended()]:
+                waiting.remove(one)
+                found(one.result())
+            time.sleep(0.1)
+    finally:
+        for one in waiting:
+            one.stop()
+    return sorted(results, key=lambda record: [part.name for part in parts].index(record["part"]))
 
 
 def failures(results: Sequence[Record]) -> list[str]:

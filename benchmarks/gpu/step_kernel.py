@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from device_references import plain_arithmetic
 from gpu.kernels import problem
 from gpu.part import Context
 
@@ -16,7 +17,7 @@ def run(context: Context) -> Iterator[dict[str, Any]]:
     """One record per case and dtype."""
     cases = importlib.import_module("test_guide_step_blend")
     for dtype in DTYPES:
-        for seed, case in enumerate(cases.CASES):
+        for seed, case in sorted(enumerate(cases.CASES), key=lambda numbered: numbered[1].height != 1):
             given = cases.arguments(case, seed=seed, dtype=dtype)
             found = problem(lambda given=given: accepted(cases, given, context.device))
             yield {"name": f"{case} {dtype}", "problem": found}
@@ -29,8 +30,8 @@ def accepted(cases: Any, given: dict[str, Any], device: str) -> None:
     kernel = importlib.import_module("bridle_kernels.guide_step_blend.triton").guide_step_blend
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in given.items()}
     outputs, again = kernel(**moved), kernel(**moved)
-    exact = reference(**cases.converted(given, lambda v: v.double()))
-    peer = reference(**given)
-    for one, two, best, other, size in zip(outputs, again, exact, peer, cases.magnitudes(given), strict=True):
+    with plain_arithmetic():
+        exact, peer = reference(**cases.converted(moved, lambda v: v.double())), reference(**moved)
+    for one, two, best, other, size in zip(outputs, again, exact, peer, cases.magnitudes(moved), strict=True):
         assert torch.equal(one, two), "two runs differ"
-        rule(one.cpu(), best, other, size, depth=24)
+        rule(one, best, other, size, depth=24)

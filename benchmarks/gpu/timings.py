@@ -1,13 +1,13 @@
-"""Part "timings": ours, diffusers eager and diffusers compiled, run in turns in one process.
+"""Part "timings:GROUP": ours and diffusers eager, run in turns in one process. "timings:FAMILY:compiled": ours and compiled.
 
-Compiling takes longer than measuring, so it is done ahead by parts of its own, whose results the cache on disk keeps; a row
-that is not compiled by then is measured without that peer, and says so.
+Compiling takes longer than measuring, so it is done ahead by parts of its own, whose results the cache on disk keeps. Even to
+read that cache takes longer than all else of a row: a part of its own does it, so that no other row waits for it.
 """
 
 import gc
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,73 +22,123 @@ from gpu.kernels import problem
 from gpu.part import Context
 from gpu.rows import ROWS, Row, side
 
-ROUNDS = 5
+ROUNDS = (2, 5)
+"""At least and at most."""
 SOURCE = "a red square left of a blue star"
-SECONDS_OF_A_ROW = 15.0
-"""A row is not begun with less."""
+SECONDS_OF_A_ROW = 10.0
+"""A row is not begun with less; its rounds should take no more."""
 Run = Callable[[], float]
 """Runs once: seconds."""
 
 
+@dataclass
+class Loaded:
+    """What rows have in common: engines by (family, whether they are deterministic), and the peers' networks."""
+
+    shared: peers.Shared
+    engines: dict[tuple[str, bool], bridle.Engine] = field(default_factory=dict)
+
+
 @torch.no_grad()
 def run(context: Context) -> Iterator[dict[str, Any]]:
-    """One record per row."""
-    engines: dict[str, bridle.Engine] = {}
+    """One record per row of the group that is the argument, or of a family's rows that are compiled."""
+    loaded = Loaded(peers.Shared(context.device))
+    group, _, compiled = context.argument.partition(":")
     for name, row in ROWS.items():
+        if (row.family if compiled else row.group) != group or (compiled and not is_compiled(context, name)):
+            continue
         if not models.ready(context.workspace, row.family):
             yield {"name": name, "title": row.title, "problem": "its weights were not written in time"}
         elif context.left < SECONDS_OF_A_ROW:
             yield {"name": name, "title": row.title, "left_out": "no time was left", "problem": None}
         else:
-            yield measured(context, name, row, engines)
+            yield measured(context, name, row, loaded, bool(compiled))
 
 
 @torch.no_grad()
 def compile_ahead(context: Context) -> Iterator[dict[str, Any]]:
-    """Compiles the rows of the family that is the argument until it is ended."""
+    """Compiles the rows of the family that is the argument until it is ended. A peer that cannot be is no mistake of ours."""
+    shared = peers.Shared(context.device)
     for name, row in ROWS.items():
-        if not row.compiled or row.family != context.argument:
+        if row.deterministic or row.family != context.argument:
             continue
         found: dict[str, Any] = {}
 
         def build(row: Row = row, found: dict[str, Any] = found) -> None:
-            run = peers.build(row, models.folder(context.workspace, row.family), context.device, context.size, True)
+            run = peers.build(row, models.folder(context.workspace, row.family), context.size, True, shared)
             found["seconds"] = round(seconds(run, context.device), 1)
 
         wrong = problem(build)
-        if wrong is None:
-            marker(context, name).parent.mkdir(exist_ok=True)
-            marker(context, name).touch()
-        yield {"name": name, **found, "problem": wrong}
+        marker(context, name).parent.mkdir(exist_ok=True)
+        marker(context, name).write_text(wrong or "")
+        yield {"name": name, **found, "left_out": wrong, "problem": None}
         _forget()
 
 
 def marker(context: Context, name: str) -> Any:
-    """A file that says that a row has been compiled."""
+    """A file that says that a row has been compiled, or why it cannot be."""
     return context.workspace / "compiled" / name
 
 
-def measured(context: Context, name: str, row: Row, engines: dict[str, bridle.Engine]) -> dict[str, Any]:
+def measured(context: Context, name: str, row: Row, loaded: Loaded, compiled: bool = False) -> dict[str, Any]:
     """Milliseconds of a step (or of the decode) by system, what each had to be given, and ratios of the medians."""
     systems: dict[str, dict[str, Any]] = {}
     runs: dict[str, Run] = {}
-    for system, make in makers(context, name, row, engines).items():
-        before = _reserved(context.device)
-        entry = systems[system] = {"problem": problem(lambda s=system, m=make: runs.__setitem__(s, _warm(m, context)))}
-        if entry["problem"]:
-            runs.pop(system, None)
-        entry["mib"] = round((_reserved(context.device) - before) / 2**20, 1)
-    measured_runs = interleaved(runs, ROUNDS, name)
-    for system, values in measured_runs.items():
+    once, warm = 0.0, None
+    for system, make in makers(context, row, loaded, compiled).items():
+        warm = Warm(make, context.device)
+        entry = systems[system] = {"problem": problem(warm)}
+        entry["mib"], entry["peak_mib"] = warm.mib()
+        if warm.run is not None and not entry["problem"]:
+            runs[system] = warm.run
+            once += warm.seconds
+    rounds = min(max(int(SECONDS_OF_A_ROW / max(once, 1e-9)), ROUNDS[0]), ROUNDS[1])
+    for system, values in interleaved(runs, rounds, name).items():
         per_step = [1000.0 * value / max(1, row.steps) for value in values]
         systems[system] |= {"ms": round(statistics.median(per_step), 4), "fastest": round(min(per_step), 4),
                             "slowest": round(max(per_step), 4)}  # fmt: skip
-    if row.compiled and "compiled" not in systems:
-        systems["compiled"] = {"left_out": "it was not compiled in time", "problem": None}
+    if not row.deterministic and "compiled" not in systems and not is_compiled(context, name):
+        systems["compiled"] = {"left_out": not_compiled(context, name), "problem": None}
     runs.clear()
+    warm = None  # what it built is given back too
     _forget()
     wrong = "; ".join(f"{s}: {entry['problem']}" for s, entry in systems.items() if entry["problem"]) or None
     return {"name": name, "title": row.title, "systems": systems, "ratios": ratios(systems), "problem": wrong}
+
+
+class Warm:
+    """Builds a system and runs it twice: the second run is what the others will be like."""
+
+    def __init__(self, make: Callable[[], Run], device: str) -> None:
+        self._make, self._device = make, device
+        self.run: Run | None = None
+        self.seconds = 0.0
+        self._before = _reserved(device)
+
+    def __call__(self) -> None:
+        """Raises whatever the system does."""
+        if self._device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        run = self._make()
+        run()
+        self.seconds = run()
+        self.run = run
+
+    def mib(self) -> tuple[float, float]:
+        """What it has taken of the device for this row, and the most that it took, beside what earlier rows have left it."""
+        peak = torch.cuda.max_memory_reserved() if self._device == "cuda" else 0
+        return tuple(round((value - self._before) / 2**20, 1) for value in (_reserved(self._device), peak))
+
+
+def is_compiled(context: Context, name: str) -> bool:
+    """Whether a peer of a row can be read from the cache."""
+    return marker(context, name).exists() and not marker(context, name).read_text()
+
+
+def not_compiled(context: Context, name: str) -> str:
+    """Why."""
+    path = marker(context, name)
+    return path.read_text() if path.exists() else "it was not compiled in time"
 
 
 def ratios(systems: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -99,31 +149,38 @@ def ratios(systems: dict[str, dict[str, Any]]) -> dict[str, float]:
     return {s: round(entry["ms"] / own, 3) for s, entry in systems.items() if s != "ours" and "ms" in entry}
 
 
-def makers(context: Context, name: str, row: Row, engines: dict[str, bridle.Engine]) -> dict[str, Callable[[], Run]]:
+def makers(context: Context, row: Row, loaded: Loaded, compiled: bool) -> dict[str, Callable[[], Run]]:
     """By system, what builds it."""
     folder = models.folder(context.workspace, row.family)
 
-    def peer(compiled: bool) -> Run:
-        run = peers.build(row, folder, context.device, context.size, compiled)
+    def peer() -> Run:
+        run = peers.build(row, folder, context.size, compiled, loaded.shared)
         return lambda: seconds(run, context.device)
 
-    found: dict[str, Callable[[], Run]] = {
-        "ours": lambda: our_run(context, row, engines),
-        "eager": lambda: peer(False),
-    }
-    if row.compiled and marker(context, name).exists():
-        found["compiled"] = lambda: peer(True)
+    found: dict[str, Callable[[], Run]] = {"ours": lambda: our_run(context, row, loaded.engines)}
+    if not row.deterministic:
+        found["compiled" if compiled else "eager"] = peer
     return found
 
 
-def our_run(context: Context, row: Row, engines: dict[str, bridle.Engine]) -> Run:
+def engine_of(context: Context, row: Row, engines: dict[tuple[str, bool], bridle.Engine]) -> bridle.Engine:
+    """Loaded once. Without a GPU the reference stands in."""
+    key = (row.family, row.deterministic)
+    if key not in engines:
+        cuda = context.device == "cuda"
+        engines[key] = bridle.load(
+            models.folder(context.workspace, row.family),
+            backend="cuda" if cuda else "reference",
+            device=context.device,
+            dtype="float16" if cuda else "float32",
+            deterministic=row.deterministic,
+        )
+    return engines[key]
+
+
+def our_run(context: Context, row: Row, engines: dict[tuple[str, bool], bridle.Engine]) -> Run:
     """The requests of a row; seconds of denoising, or of decoding."""
-    if row.family not in engines:
-        backend = "cuda" if context.device == "cuda" else "reference"
-        dtype = "float16" if context.device == "cuda" else "float32"
-        folder = models.folder(context.workspace, row.family)
-        engines[row.family] = bridle.load(folder, backend=backend, device=context.device, dtype=dtype)
-    engine, extent = engines[row.family], side(row, context.size)
+    engine, extent = engine_of(context, row, engines), side(row, context.size)
     backend = engine.backend
     noise = torch.randn(row.requests, 4, extent, extent, generator=torch.Generator().manual_seed(1))
     if not row.steps:
@@ -147,14 +204,6 @@ def our_request(row: Row, extent: int, noise: torch.Tensor) -> bridle.Request:
     if row.image_prompt:
         return replace(request, controls=[bridle.ImagePrompt("ip-adapter", picture(0, 8 * extent))])
     return request
-
-
-def _warm(make: Callable[[], Run], context: Context) -> Run:
-    """Built, and run twice."""
-    run = make()
-    run()
-    run()
-    return run
 
 
 def _reserved(device: str) -> int:

@@ -39,13 +39,15 @@ def write_new_model(
     t2i: bool = False,
     ip_adapter: str | None = None,
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
     progress: bool = False,
 ) -> None:
-    """Writes a complete diffusers folder; the same seed gives the same bytes.
+    """Writes a complete diffusers folder; the same seed gives the same bytes on the same kind of device.
 
     arch: "sd15", "sd21", "sdxl", "tiny" or "tiny-xl". controlnet, t2i: also DIR/controlnet and DIR/t2i-adapter.
-    ip_adapter: "base", "plus" or "full", also DIR/ip-adapter/ip-adapter.safetensors and its image_encoder beside it. One
-    network is in memory at a time. Raises RequestError, also when the folder exists and is not empty.
+    ip_adapter: "base", "plus" or "full", also DIR/ip-adapter/ip-adapter.safetensors and its image_encoder beside it. device:
+    where the numbers are drawn; on a GPU in `dtype` itself, which is seconds where a CPU takes minutes. One network is in
+    memory at a time. Raises RequestError, also when the folder exists and is not empty.
     """
     if arch not in ARCHITECTURES:
         raise RequestError("arch", arch, "one of " + ", ".join(ARCHITECTURES))
@@ -59,9 +61,11 @@ def write_new_model(
     if ip_adapter is not None:
         parts["ip-adapter/image_encoder"] = architecture.image_encoder
     for index, (name, config) in enumerate(tqdm(parts.items(), disable=not progress, unit="network")):
-        _write_network(root / name, config, seed * 1000 + index, dtype)
+        _write_network(root / name, config, _Weights(seed * 1000 + index, dtype, device))
     if ip_adapter is not None:
-        _write_ip_adapter(root / "ip-adapter", ip_adapter, architecture, seed * 1000 + len(parts), dtype)
+        _write_ip_adapter(
+            root / "ip-adapter", ip_adapter, architecture, _Weights(seed * 1000 + len(parts), dtype, device)
+        )
     for index in range(len(architecture.text_encoders)):
         _write_tokenizer(root / ("tokenizer" if index == 0 else f"tokenizer_{index + 1}"))
     _write_json(root / "scheduler" / "scheduler_config.json", architecture.scheduler)
@@ -81,27 +85,24 @@ def _parts(architecture: Architecture, controlnet: bool, t2i: bool) -> dict[str,
     return parts
 
 
-def _write_network(folder: Path, config: Config, seed: int, dtype: torch.dtype) -> None:
+def _write_network(folder: Path, config: Config, weights: "_Weights") -> None:
     architectures = config.get("architectures")
     kind = str(architectures[0] if isinstance(architectures, list) else config["_class_name"])
     config_type, tensor_shapes = NETWORKS[kind]
-    generator = torch.Generator().manual_seed(seed)
     shapes: Mapping[str, tuple[int, ...]] = tensor_shapes(config_type.from_dict(config, f"{folder.name}/config.json"))
-    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
+    tensors = weights.drawn(shapes)
     _write_json(folder / "config.json", config)
     file = "model" if kind.startswith("CLIP") else "diffusion_pytorch_model"
     save_file(tensors, folder / f"{file}.safetensors", metadata={"format": "pt"})
 
 
-def _write_ip_adapter(folder: Path, kind: str, architecture: Architecture, seed: int, dtype: torch.dtype) -> None:
+def _write_ip_adapter(folder: Path, kind: str, architecture: Architecture, weights: "_Weights") -> None:
     """In the official format."""
     unet = UNetConfig.from_dict(architecture.unet, "unet/config.json")
     encoder = VisionConfig.from_dict(architecture.image_encoder, "image_encoder/config.json")
     config, modules = _image_projection(kind, unet.cross_attention_dim, encoder)
     shapes = {**image_projection.tensor_shapes(config), **ip_adapter_keys.attention_shapes(unet)}
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {name: _random(name, shape, generator).to(dtype) for name, shape in shapes.items()}
-    official = ip_adapter_keys.to_file(tensors, ip_adapter_keys.official_keys(unet, modules))
+    official = ip_adapter_keys.to_file(weights.drawn(shapes), ip_adapter_keys.official_keys(unet, modules))
     save_file(official, folder / "ip-adapter.safetensors", metadata={"format": "pt"})
 
 
@@ -127,14 +128,25 @@ def _image_projection(
     return config, ip_adapter_keys.resampler_modules(depth)
 
 
-def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Weights of variance 1 / fan-in, norm scales around 1, biases around 0: activations stay near one."""
-    noise = torch.randn(shape, generator=generator)
-    if len(shape) > 1:
-        table = "embedding" in name and not any(part in name for part in ("time", "add", "patch", "cond"))
-        fan_in = 1 if table else noise[0].numel()
-        return noise / math.sqrt(fan_in)
-    return 0.1 * noise + (1.0 if name.endswith("weight") else 0.0)
+class _Weights:
+    """Of one network. Weights of variance 1 / fan-in, norm scales around 1, biases around 0: activations stay near one."""
+
+    def __init__(self, seed: int, dtype: torch.dtype, device: str) -> None:
+        self._generator = torch.Generator(device).manual_seed(seed)
+        self._dtype = dtype
+        self._drawing = torch.float32 if device == "cpu" else dtype
+
+    def drawn(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+        """On the device that draws; on a CPU always in float32 first, so that dtypes hold the same numbers."""
+        return {name: self._random(name, shape).to(self._dtype) for name, shape in shapes.items()}
+
+    def _random(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        noise = torch.randn(shape, generator=self._generator, dtype=self._drawing, device=self._generator.device)
+        if len(shape) > 1:
+            table = "embedding" in name and not any(part in name for part in ("time", "add", "patch", "cond"))
+            fan_in = 1 if table else noise[0].numel()
+            return noise.div_(math.sqrt(fan_in))
+        return noise.mul_(0.1).add_(1.0 if name.endswith("weight") else 0.0)
 
 
 def _model_index(architecture: Architecture) -> Config:

@@ -7,7 +7,8 @@ from unittest import mock
 
 import torch
 from attention_cases import CASES, D, H, N, R, cases, rand, relative
-from naive_attention import naive_attention
+from device_references import plain_arithmetic
+from naive_attention import Naive, naive_attention
 from test_attention_acceptance import PROBABILITY_ROUNDING, magnitude, segments_of
 from torch import Tensor
 
@@ -46,12 +47,22 @@ def moved(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
-def attend(q: Tensor, segments: list[Segment], device: str, **named: Any) -> tuple[Tensor, list[Segment]]:
-    """The kernels' output, and the segments with what was reported, in CPU memory."""
-    given = moved(segments, lambda t: t.to(device, copy=True))
+def placed(value: Any, device: str) -> Any:
+    """A copy of a value on the device."""
+    return moved(value, lambda t: t.to(device, copy=True))
+
+
+def attend(q: Tensor, segments: list[Segment], **named: Any) -> tuple[Tensor, list[Segment]]:
+    """The kernels' output, and a copy of the segments with what was reported."""
+    given = moved(segments, torch.clone)
     assert gpu.refusal(q, given) is None
-    out = gpu.attention(q.to(device), given, **named)
-    return out.cpu(), moved(given, lambda t: t.cpu())
+    return gpu.attention(q, given, **named), given
+
+
+@plain_arithmetic()
+def naive(q: Tensor, segments: list[Segment], dtype: torch.dtype = torch.float64) -> Naive:
+    """The method, where the tensors are."""
+    return naive_attention(q, segments, dtype=dtype)
 
 
 def checks(device: str) -> Iterator[Check]:
@@ -72,10 +83,10 @@ def checks(device: str) -> Iterator[Check]:
 
 def algebra(name: str, device: str) -> None:
     """Every term of the algebra, alone and together."""
-    segments = moved(cases()[name], lambda t: t.float() if t.is_floating_point() else t)
-    q = rand(77, R, N, H, D).float()
-    out, filled = attend(q, segments, device)
-    exact = naive_attention(q, segments)
+    segments = placed(moved(cases()[name], lambda t: t.float() if t.is_floating_point() else t), device)
+    q = rand(77, R, N, H, D).float().to(device)
+    out, filled = attend(q, segments)
+    exact = naive(q, segments)
     assert relative(out, exact.out) < 2e-6
     for s, captures, masses, lse in zip(filled, exact.captures, exact.masses, exact.lses, strict=True):
         for capture, wanted in zip(s.captures, captures, strict=True):
@@ -89,14 +100,14 @@ def algebra(name: str, device: str) -> None:
 
 def accepted(kind: str, size: tuple[int, int, int], dtype: torch.dtype, device: str) -> None:
     """The acceptance rule."""
-    q, segments = segments_of(kind, sum(size), size, dtype)
-    out, filled = attend(q, segments, device)
-    again, _ = attend(q, segments, device)
+    q, segments = placed(segments_of(kind, sum(size), size, dtype), device)
+    out, filled = attend(q, segments)
+    again, _ = attend(q, segments)
     assert torch.equal(out, again), "two runs differ"
-    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=dtype)
+    exact, peer = naive(q, segments), naive(q, segments, dtype)
     depth = size[0] + size[2] + 8 + PROBABILITY_ROUNDING[dtype]
     assert_as_good_as_peer(out, exact.out, peer.out, magnitude(q, segments), depth)
-    reported = naive_attention(q, segments, dtype=torch.float32)
+    reported = naive(q, segments, torch.float32)
     for s, wanted, other in zip(filled, exact.captures, reported.captures, strict=True):
         for capture, best, near in zip(s.captures, wanted, other, strict=True):
             assert_as_good_as_peer(capture.out, best, near, best.abs() + 1.0, depth)
@@ -104,11 +115,11 @@ def accepted(kind: str, size: tuple[int, int, int], dtype: torch.dtype, device: 
 
 def causal(device: str) -> None:
     """A query sees the keys up to its own."""
-    q, segments = segments_of("plain", 5, (8, 37, 37), torch.float32)
+    q, segments = placed(segments_of("plain", 5, (8, 37, 37), torch.float32), device)
     plain = Segment(segments[0].pieces)
-    out, _ = attend(q, [plain], device, causal=True)
-    hiding = torch.full((37, 37), -torch.inf).triu(1)[None, None]
-    assert relative(out, naive_attention(q, [replace(plain, bias=hiding)]).out) < 2e-6
+    out, _ = attend(q, [plain], causal=True)
+    hiding = torch.full((37, 37), -torch.inf, device=device).triu(1)[None, None]
+    assert relative(out, naive(q, [replace(plain, bias=hiding)]).out) < 2e-6
 
 
 def wide_heads(size: tuple[int, int, int], dtype: torch.dtype, hides: bool, device: str) -> None:
@@ -131,26 +142,27 @@ def wide_heads(size: tuple[int, int, int], dtype: torch.dtype, hides: bool, devi
 
 def gate_and_sum(device: str) -> None:
     """The result is scaled per row and added to what is there; a gate of 0 adds nothing."""
-    q, segments = segments_of("plain", 6, (8, 9, 7), torch.float32)
-    before = rand(8, *q.shape[:2], q.shape[2] * q.shape[3]).float()
-    gate = torch.tensor([0.5, 0.0])
-    target = before.to(device, copy=True)
-    out, _ = attend(q, segments, device, gate=gate.to(device), out=target)
-    wanted = before + gate[:, None, None] * naive_attention(q, segments).out
+    q, segments = placed(segments_of("plain", 6, (8, 9, 7), torch.float32), device)
+    before = rand(8, *q.shape[:2], q.shape[2] * q.shape[3]).float().to(device)
+    gate = torch.tensor([0.5, 0.0], device=device)
+    out, _ = attend(q, segments, gate=gate, out=before.clone())
+    wanted = before + gate[:, None, None] * naive(q, segments).out
     assert relative(out, wanted) < 2e-6 and torch.equal(out[1], before[1])
 
 
 def poison(device: str) -> None:
     """What lies behind a length, in an absent row, or under a weight of 0 is never read."""
-    q, segments = segments_of("plain", 9, (40, 9, 20), torch.float32)
+    q, segments = placed(segments_of("plain", 9, (40, 9, 20), torch.float32), device)
     k, v = (t.clone() for t in (segments[0].pieces[0].k, segments[0].pieces[0].v))
-    length = torch.tensor([13, 20], dtype=torch.int32)
+    length = torch.tensor([13, 20], dtype=torch.int32, device=device)
     clean = Segment((replace(segments[0].pieces[0], length=length),))
-    wanted, _ = attend(q, [clean], device)
+    wanted, _ = attend(q, [clean])
     k[0, 13:], v[0, 13:] = torch.nan, torch.inf
     spoiled = replace(clean, pieces=(replace(clean.pieces[0], k=k, v=v),))
-    nothing = replace(spoiled, pieces=(replace(spoiled.pieces[0], v=v * torch.nan),), weight=torch.zeros(2))
-    assert torch.equal(attend(q, [spoiled, nothing], device)[0], wanted)
+    nothing = replace(
+        spoiled, pieces=(replace(spoiled.pieces[0], v=v * torch.nan),), weight=torch.zeros(2, device=device)
+    )
+    assert torch.equal(attend(q, [spoiled, nothing])[0], wanted)
     v[0, 3] = torch.nan
     seen = replace(clean, pieces=(replace(clean.pieces[0], v=v),))
-    assert attend(q, [seen], device)[0].isnan().any(), "the control"
+    assert attend(q, [seen])[0].isnan().any(), "the control"

@@ -40,7 +40,7 @@ def made(sources: tuple[tuple[int, int], ...], scales: Tensor, device: str) -> T
         known_coefficients=None,
         mask=None,
         has_known=None,
-    )[0].cpu()
+    )[0]
 
 
 def checks(device: str) -> Iterator[Check]:
@@ -55,8 +55,9 @@ def accepted(source: tuple[int, int], device: str) -> None:
     scales = torch.tensor([[0.0, 1.0]])
     ours, again = made((source,), scales, device)[0], made((source,), scales, device)[0]
     assert torch.equal(ours, again), "two runs differ"
-    exact = standard_normal(*source, 1, SHAPE, torch.float64)
-    assert_as_good_as_peer(ours, exact, standard_normal(*source, 1, SHAPE), exact.abs(), depth=8)
+    with torch.device(device):
+        exact, peer = (standard_normal(*source, 1, SHAPE, dtype) for dtype in (torch.float64, torch.float32))
+    assert_as_good_as_peer(ours, exact, peer, exact.abs(), depth=8)
 
 
 def alone(device: str) -> None:
@@ -66,4 +67,6 @@ def alone(device: str) -> None:
     for place, source in enumerate(SOURCES):
         assert torch.equal(made((source,), scales[place : place + 1], device)[0], together[place])
     directions = torch.nn.functional.normalize(together.double().flatten(1), dim=1)
-    assert (directions @ directions.T - torch.eye(len(SOURCES))).abs().max() < 5 / directions.shape[1] ** 0.5
+    assert (directions @ directions.T - torch.eye(len(SOURCES), device=device)).abs().max() < 5 / directions.shape[
+        1
+    ] ** 0.5

@@ -7,6 +7,7 @@ from unittest import mock
 import far_address_checks
 import torch
 import torch.nn.functional as F
+from device_references import plain_arithmetic
 from torch import Tensor
 
 from bridle_kernels.group_norm import triton as group_norm_kernels
@@ -34,11 +35,11 @@ def randn(seed: int, *shape: int) -> Tensor:
 
 def accepted(compute: Compute, magnitude: float, depth: int, dtype: torch.dtype, device: str) -> None:
     """The acceptance rule for compute(ops, convert), which calls one op on converted tensors."""
-    ours = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
-    again = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
+    ours, again = (compute(OURS, lambda t: t.to(device, dtype)) for _ in range(2))
     assert torch.equal(ours, again), "two runs differ"
-    exact = compute(ReferenceOps(), lambda t: t.to(dtype).double())
-    peer = compute(ReferenceOps(), lambda t: t.to(dtype))
+    with plain_arithmetic():
+        exact = compute(ReferenceOps(), lambda t: t.to(device, dtype).double())
+        peer = compute(ReferenceOps(), lambda t: t.to(device, dtype))
     assert_as_good_as_peer(ours, exact, peer, exact.abs() + magnitude, depth)
 
 
@@ -191,9 +192,9 @@ OF_SHAPES: dict[str, tuple[Callable[[Shape], Compute], float, int]] = {
 
 def upsampled(dtype: torch.dtype, device: str) -> None:
     """A convolution by one pixel of weight 1 copies bits."""
-    x, one = randn(29, 2, 1, 4, 3).to(dtype), torch.ones(1, 1, 1, 1, dtype=dtype)
+    x, one = randn(29, 2, 1, 4, 3).to(device, dtype), torch.ones(1, 1, 1, 1, dtype=dtype, device=device)
     for size in ((8, 6), (4, 9), (7, 5)):
-        ours = OURS.conv2d(x.to(device), one.to(device), padding=0, upsample=size).cpu()
+        ours = OURS.conv2d(x, one, padding=0, upsample=size)
         assert_integer_exact(ours, F.interpolate(x.double(), size, mode="nearest"))
 
 
@@ -202,16 +203,22 @@ def added_products(dtype: torch.dtype, device: str) -> None:
 
     Nothing is concatenated, which the reference does.
     """
-    first, second, weight = randn(52, 2, 12, 7, 5), randn(53, 2, 28, 7, 5), randn(54, 16, 40, 1, 1) * 0.2
-    bias, residual = randn(55, 16), randn(56, 2, 16, 7, 5)
+    first, second, weight, bias, residual = (
+        values.to(device)
+        for values in (
+            randn(52, 2, 12, 7, 5), randn(53, 2, 28, 7, 5), randn(54, 16, 40, 1, 1) * 0.2, randn(55, 16),
+            randn(56, 2, 16, 7, 5),
+        )
+    )  # fmt: skip
 
     def compute(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
         return ops.conv2d((to(first), to(second)), to(weight), to(bias), padding=0, residual=to(residual))
 
     with mock.patch.object(torch, "cat", side_effect=torch.cat) as copies:
-        ours = compute(OURS, lambda t: t.to(dtype).to(device)).cpu()
+        ours = compute(OURS, lambda t: t.to(dtype))
         assert copies.call_count == 0
-        peer = compute(ReferenceOps(), lambda t: t.to(dtype))
+        with plain_arithmetic():
+            peer = compute(ReferenceOps(), lambda t: t.to(dtype))
         assert copies.call_count == 1
     exact, sizes = (compute(ReferenceOps(), to) for to in (lambda t: t.to(dtype).double(), lambda t: t.double().abs()))
     rounded = F.conv2d(first.double(), weight[:, :12].double(), bias.double()).abs() + (exact - residual.double()).abs()
@@ -221,9 +228,9 @@ def added_products(dtype: torch.dtype, device: str) -> None:
 
 def untouched(device: str) -> None:
     """Rows that no residual names keep their bits, and NaN of one row stays there."""
-    x, values = randn(30, 3, 4, 3, 3), torch.full((1, 4, 3, 3), torch.nan)
+    x, values = randn(30, 3, 4, 3, 3).to(device), torch.full((1, 4, 3, 3), torch.nan, device=device)
     x[0, 0, 0, 0] = -0.0
-    out = OURS.residual_add(x.to(device), [Term(values.to(device), torch.ones(1, device=device), (1,))]).cpu()
+    out = OURS.residual_add(x.clone(), [Term(values, torch.ones(1, device=device), (1,))])
     assert torch.equal(out[::2].view(torch.int32), x[::2].view(torch.int32)) and out[1].isnan().all()
 
 
@@ -242,9 +249,12 @@ def concatenated_once(device: str) -> None:
 
 def large_means(device: str) -> None:
     """Statistics do not cancel: a mean 1000 times the deviation."""
-    x = randn(31, 1, 8, 40, 41) + 1000.0
-    one, zero = torch.ones(8), torch.zeros(8)
-    ours = OURS.group_norm(*(t.to(device) for t in (x, one, zero)), 2, 1e-5).cpu()
+    x, one, zero = (
+        (randn(31, 1, 8, 40, 41) + 1000.0).to(device),
+        torch.ones(8, device=device),
+        torch.zeros(8, device=device),
+    )
+    ours = OURS.group_norm(x, one, zero, 2, 1e-5)
     exact = F.group_norm(x.double(), 2, one.double(), zero.double(), 1e-5)
     assert (ours.double() - exact).abs().max() < 2e-3
 

@@ -26,7 +26,7 @@ def naive_attention(
     """Everything that the op computes, from whole maps."""
     rows, queries, heads, dim = q.shape
     scale = dim**-0.5 if scale is None else scale
-    result = Naive(torch.zeros(rows, queries, heads, dim, dtype=dtype))
+    result = Naive(torch.zeros(rows, queries, heads, dim, dtype=dtype, device=q.device))
     for segment in segments:
         plain = [plain_map(q, segment, r, scale, dtype) for r in range(rows)]
         maps = [p if segment.mass is None else shifted(p, segment.mass, r) for r, (p, _) in enumerate(plain)]

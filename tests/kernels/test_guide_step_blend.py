@@ -108,7 +108,7 @@ def noise_magnitude(given: dict[str, Any]) -> dict[str, Tensor | None]:
     for p, (seed, step) in enumerate(given["noise_source"].tolist()):
         for draw, scale in enumerate(given["noise_scale"][p].tolist()):
             drawn = standard_normal(seed, step, draw, tuple(total.shape[1:]), torch.float64)
-            total[p] += drawn.abs() * abs(scale)
+            total[p] += drawn.abs().to(total.device) * abs(scale)
     return {"noise": total, "noise_source": None, "noise_scale": None}
 
 
