@@ -7,13 +7,13 @@ from unittest import mock
 
 import torch
 from attention_cases import CASES, D, H, N, R, cases, rand, relative
-from device_references import plain_arithmetic
 from naive_attention import Naive, naive_attention
 from test_attention_acceptance import PROBABILITY_ROUNDING, magnitude, segments_of
 from torch import Tensor
 
 from bridle_kernels.attention import Piece, Segment, gpu, wide
 from bridle_kernels.triton_ops import TritonOps
+from device_references import plain_arithmetic
 from numerics import assert_as_good_as_peer
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -7,12 +7,12 @@ from unittest import mock
 import far_address_checks
 import torch
 import torch.nn.functional as F
-from device_references import plain_arithmetic
 from torch import Tensor
 
 from bridle_kernels.group_norm import triton as group_norm_kernels
 from bridle_kernels.ops import ReferenceOps
 from bridle_kernels.triton_ops import TritonOps
+from device_references import plain_arithmetic
 from numerics import assert_as_good_as_peer, assert_integer_exact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
