@@ -198,9 +198,9 @@ class Engine:
 
     def _load(self, control: Control) -> Weights:
         path = resolve_control(self.path, control.model)
-        dtype, device, base = self.backend.dtype, self.backend.device, self.backend.model
+        dtype, device, base = self.backend.dtype, self.backend.loading_device, self.backend.model
         if isinstance(control, ImagePrompt):
-            return load_ip_adapter(
+            adapter = load_ip_adapter(
                 path,
                 dtype=dtype,
                 device=device,
@@ -210,10 +210,10 @@ class Engine:
                 image_encoder=control.image_encoder,
                 loaded=[weights for weights in self._controls.values() if isinstance(weights, IPAdapter)],
             )
+            return self.backend.place_control(adapter, " ".join(map(str, _weights_key(control))))
         if isinstance(control, ControlNet):
-            loaded = load_controlnet(path, dtype=dtype, device=self.backend.loading_device, base=base)
-            return self.backend.place_controlnet(loaded, str(path))
-        return load_adapter(path, dtype=dtype, device=device, base=base)
+            return self.backend.place_control(load_controlnet(path, dtype=dtype, device=device, base=base), str(path))
+        return self.backend.place_control(load_adapter(path, dtype=dtype, device=device, base=base), str(path))
 
     @torch.inference_mode()
     def _run(

@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 class FakeGraphs:
-    """Runs what was captured again, into the outputs of the capture. captures, replays: how many there were."""
+    """Runs what was captured again, into the outputs of the capture. captures, replays, releases: how many there were."""
 
     def __init__(self) -> None:
+        self.releases = 0
         self.captures = 0
         self.replays = 0
 
@@ -36,6 +37,10 @@ class FakeGraphs:
             return outputs
 
         return replay
+
+    def release(self) -> None:
+        """See `Recorder.release`."""
+        self.releases += 1
 
 
 class FakeStreams:

@@ -122,6 +122,110 @@ def test_large_images_are_decoded_in_tiles(model: Model, map_folder: Path, monke
     assert asked_for == [False, False, True]
 
 
+def test_batches_are_counted_as_their_programs_are_padded(model: Model, map_folder: Path) -> None:
+    ours = engine(model, map_folder, 2**40)
+    budget, size = ours.backend._budget, (64, 64)
+    enough = budget.need(model, Load(12, size, tiled=True))
+    assert budget.need(model, Load(9, size, tiled=True)) < enough
+    budget.limit = enough
+    ours.backend.admit(9, size, 0)
+    budget.limit = enough - 1
+    with pytest.raises(
+        bridle.MemoryBudgetError, match=rf"12 rows of latents 64x64 with 0 ControlNets need {enough} bytes"
+    ):
+        ours.backend.admit(9, size, 0)
+
+
+@pytest.mark.parametrize("name", ["ImagePrompt", "T2IAdapter"])
+def test_other_controls_are_counted_and_wait_too(
+    model: Model, map_folder: Path, plenty: bridle.Engine, name: str
+) -> None:
+    asks = {"output_type": "latent", "num_inference_steps": 2, "width": 32, "height": 32, "guidance_scale": 1.0}
+    small = replace(asked(CONTROLS[name]), **asks)
+    ours, wide = engine(model, map_folder, frugal(model)), engine(model, map_folder, 2 * roomy(model))
+    results = [e.sample(small).latents for e in (ours, wide)]
+    assert all(torch.equal(found, plenty.sample(small).latents) for found in results)
+    for e, waits in ((ours, True), (wide, False)):
+        weights, before = e.control(small.controls[0]), everything(model)
+        parts = (
+            [weights.attention, weights.projection.tensors, weights.image_encoder.tensors]
+            if name == "ImagePrompt"
+            else [weights.tensors]
+        )
+        assert all(isinstance(part, Elsewhere) == waits for part in parts)
+        own = sum(tensor.nbytes for part in parts for tensor in part.values())
+        assert waits or e.backend._budget.resident == before + own
+
+
+def test_large_images_are_encoded_in_tiles(model: Model, map_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_for: list[bool] = []
+    whole = ReferenceBackend.encode_image
+    monkeypatch.setattr(ReferenceBackend, "encode_image", lambda s, x, t: asked_for.append(t) or whole(s, x, t))
+    budget = engine(model, map_folder, roomy(model)).backend._budget
+    ours = engine(model, map_folder, budget.resident + 4 * decode_elements(model.vae.config, (12, 12), False))
+    scale = model.vae.config.scale
+    for side in (8, 12, 13):
+        ours.backend.encode_image(torch.zeros(1, 3, scale * side, scale * side), False)
+    assert asked_for == [False, False, True]
+
+
+def test_captured_steps_make_room_for_an_image(model: Model, map_folder: Path, plenty: bridle.Engine) -> None:
+    """Only where an image does not fit beside what they hold."""
+    small = replace(asked(), num_inference_steps=2, width=32, height=32)
+    wanted, side = plenty.sample(small).latents, 32 // model.vae.config.scale
+    for tight, releases in ((False, [0, 0]), (True, [1, 2])):
+        ours = engine(model, map_folder, 10 * roomy(model))
+        budget = ours.backend._budget
+        if tight:
+            budget.limit = budget.need(model, Load(2, (side, side)))
+        for count in releases:
+            assert torch.equal(ours.sample(small).latents, wanted)
+            assert ours.backend.graphs.releases == count
+
+
+def test_programs_keep_to_the_memory_that_is_left(model: Model, map_folder: Path) -> None:
+    small = [
+        replace(asked(), num_inference_steps=1, width=width, height=32, output_type="latent") for width in (32, 64)
+    ]
+    ours = engine(model, map_folder, 10 * roomy(model))
+    for _ in range(2):
+        for request in small:
+            ours.sample(request)
+    assert ours.backend.captures == 2
+    budget = ours.backend._budget
+    budget.spare = lambda *_: 1  # type: ignore[method-assign]
+    for _ in range(2):
+        for request in small:
+            ours.sample(request)
+    assert ours.backend.captures == 2 + 3, "the second size is there at first, and then nothing but the last"
+
+
+@pytest.mark.parametrize(("failures", "works"), [(1, True), (2, False)])
+def test_a_capture_without_memory_is_tried_once_more_in_what_others_held(
+    model: Model, map_folder: Path, plenty: bridle.Engine, failures: int, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (
+        replace(asked(), num_inference_steps=1, width=width, height=32, output_type="latent") for width in (32, 64)
+    )
+    ours = engine(model, map_folder, 10 * roomy(model))
+    ours.sample(first)
+    left, capture = [failures], ours.backend.graphs.capture
+
+    def full(run: object) -> object:
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("no memory")
+        return capture(run)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ours.backend.graphs, "capture", full)
+    if works:
+        assert torch.equal(ours.sample(second).latents, plenty.sample(second).latents)
+    else:
+        with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+            ours.sample(second)
+    assert ours.backend.uncaptured == 0 and ours.backend.graphs.releases == 1
+
+
 def test_what_is_fetched_is_dropped() -> None:
     here, there = torch.ones(2), torch.ones(3)
     found = Elsewhere({"here": here, "there": there}, torch.device("meta"))

@@ -3,21 +3,26 @@
 import importlib.util
 import sys
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from bridle.backends.buckets import bucket
 from bridle.backends.cuda_graphs import GraphRecorder, SideStreams, exactness
 from bridle.backends.memory_budget import Elsewhere, Load, MemoryBudget
-from bridle.backends.reference import Network, ReferenceBackend, Weights
+from bridle.backends.reference import Network, Placed, ReferenceBackend, Weights
 from bridle.backends.static_rows import Evaluation
 from bridle.backends.step_programs import InOrder, Lanes, LateResiduals, Outputs, Programs, Recorder
 from bridle.networks import unet
 from bridle.networks.configs import ControlNetConfig
 from bridle.networks.controlnet import branch_residuals
 from bridle.rows import Rows, StepTerms
-from bridle.weights import Component, Model
+from bridle.weights import Component, IPAdapter, Model
+
+C = TypeVar("C", bound=Component[Any])
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels compute in."""
@@ -60,6 +65,7 @@ class CudaBackend(ReferenceBackend):
         self._lanes = InOrder() if alone or memory_budget is not None else self.make_lanes()
         self._programs = Programs(self.compute, self.make_recorder(), PROGRAMS, sys.stderr.isatty())
         self._laid_out: dict[int, Weights] = {}
+        self._held = 0
         for component in (model.unet, model.vae):
             self._lay_out(component.tensors)
 
@@ -98,23 +104,53 @@ class CudaBackend(ReferenceBackend):
         """See `ReferenceBackend.loading_device`."""
         return self.device if self._budget is None else torch.device("cpu")
 
-    def place_controlnet(self, component: Component[ControlNetConfig], name: str) -> Component[ControlNetConfig]:
-        """See `ReferenceBackend.place_controlnet`."""
+    def place_control(self, weights: Placed, name: str) -> Placed:
+        """See `ReferenceBackend.place_control`."""
         if self._budget is None:
-            return component
-        keep_channels_last(component.tensors)
-        return self._budget.place_control(self.model, component, name)
+            return weights
+        if isinstance(weights, IPAdapter):
+            return replace(
+                weights,
+                projection=self._placed(weights.projection, f"{name}: projection"),
+                attention=self._budget.place(self.model, weights.attention, f"{name}: attention"),
+                image_encoder=self._placed(weights.image_encoder, str(weights.image_encoder_folder)),
+            )
+        return self._placed(weights, name, branches=int(isinstance(weights.config, ControlNetConfig)))
+
+    def _placed(self, component: C, name: str, branches: int = 0) -> C:
+        assert self._budget is not None
+        if not isinstance(component.tensors, Elsewhere):
+            keep_channels_last(component.tensors)
+        return replace(component, tensors=self._budget.place(self.model, component.tensors, name, branches))
 
     def admit(self, rows: int, size: tuple[int, int], branches: int) -> None:
-        """See `ReferenceBackend.admit`."""
+        """See `ReferenceBackend.admit`. Programs are made for buckets of rows."""
         if self._budget is not None:
-            self._budget.admit(self.model, Load(rows, size, branches))
+            load = Load(bucket(rows), size, branches)
+            self._budget.admit(self.model, load)
+            self._programs.room = self._budget.spare(self.model, load)
+            self._held = max(
+                self._held, self._budget.denoising(self.model, load) + self._budget.copies(self.model, load)
+            )
+
+    def encode_image(self, image: Tensor, tiling: bool) -> tuple[Tensor, Tensor | None]:
+        """See `ReferenceBackend.encode_image`; in tiles also where the whole image does not fit."""
+        scale = self.model.vae.config.scale
+        return super().encode_image(image, self._tiled((image.shape[-2] // scale, image.shape[-1] // scale), tiling))
 
     def decode_image(self, latents: Tensor, tiling: bool) -> Tensor:
         """See `ReferenceBackend.decode_image`; in tiles also where the whole image does not fit."""
-        size = (latents.shape[-2], latents.shape[-1])
-        needed = self._budget is not None and self._budget.tiles(self.model, size)
-        return super().decode_image(latents, tiling or needed)
+        return super().decode_image(latents, self._tiled((latents.shape[-2], latents.shape[-1]), tiling))
+
+    def _tiled(self, size: tuple[int, int], tiling: bool) -> bool:
+        """Whether the autoencoder takes tiles, for which captured steps make room where they have to. size: of latents."""
+        if self._budget is None:
+            return tiling
+        tiled = tiling or self._budget.tiles(self.model, size)
+        if not self._budget.fits(self.model, size, tiled, self._held):
+            self._programs.clear()
+            self._held = 0
+        return tiled
 
     @property
     def captures(self) -> int:

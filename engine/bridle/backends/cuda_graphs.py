@@ -28,6 +28,7 @@ class GraphRecorder:
         with torch.cuda.device(self._device):
             if self._pool is None:
                 self._pool = torch.cuda.graph_pool_handle()
+            if self._stream is None:
                 self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             current = torch.cuda.current_stream(self._device)
             self._stream.wait_stream(current)
@@ -45,6 +46,10 @@ class GraphRecorder:
             return outputs
 
         return replay
+
+    def release(self) -> None:
+        """See `Recorder.release`. A pool whose graphs are all gone cannot be captured into again."""
+        self._pool = None
 
 
 class SideStreams:

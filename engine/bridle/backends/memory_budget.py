@@ -4,9 +4,11 @@ Weights that are not on the device are fetched when a network reads them, one te
 
 1. what makes the text's keys and values (`to_k`, `to_v` of the cross-attentions) runs once per request, not once per step;
 2. text encoders likewise;
-3. a ControlNet that does not fit is streamed in every step.
+3. so do a T2I-Adapter and an image prompt's encoder, projection and attention that do not fit;
+4. a ControlNet that does not fit is streamed in every step.
 
-The decoder takes tiles where the whole image does not fit.
+The autoencoder takes tiles where the whole image does not fit. What was captured keeps the memory of its activations: where
+an image does not fit beside it, it is given back first.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,6 +27,8 @@ from bridle.weights import Component, Model
 C = TypeVar("C")
 _WORKING = 20
 """Images of a level's width that are alive at once inside one block: GEGLU's product is 8 of them and its result 4."""
+_TEXT = 77
+"""Tokens of a prompt, whose keys and values a program has copies of."""
 _DECODING = 5
 """Images of full size and the decoder's widest channels there: input, norm, convolution, residual, enlarged."""
 
@@ -94,19 +98,35 @@ class MemoryBudget:
             text_encoders=tuple(self._placed(encoder, waiting[encoder.file]) for encoder in model.text_encoders),
         )
 
-    def place_control(self, model: Model, component: Component[C], name: str) -> Component[C]:
-        """A ControlNet from the computer's memory: on the device where it fits beside a pair of rows, else streamed."""
-        self._resident[name] = _bytes(component.tensors)
-        if self.need(model, Load(2, model.unet.config.sample_size, branches=1, tiled=True)) <= self.limit:
-            return self._placed(component, frozenset())
-        names = frozenset(component.tensors)
-        self._resident[name] = _staying(component.tensors, names)
-        return self._placed(component, names)
+    def place(self, model: Model, tensors: Mapping[str, Tensor], name: str, branches: int = 0) -> Mapping[str, Tensor]:
+        """A control's weights from the computer's memory: on the device where they fit beside a pair of rows, else streamed.
+
+        name: of these weights; those that are there already stay. branches: ControlNets that a row has with them.
+        """
+        if name in self._resident:
+            return tensors
+        self._resident[name] = _bytes(tensors)
+        load = Load(2, model.unet.config.sample_size, branches, tiled=True)
+        waiting = frozenset() if self.need(model, load) <= self.limit else frozenset(tensors)
+        self._resident[name] = _staying(tensors, waiting)
+        return self._moved(tensors, waiting)
 
     def need(self, model: Model, load: Load) -> int:
-        """Bytes for the weights and the larger of denoising and decoding."""
-        denoising = load.rows * row_elements(model.unet.config, load.size, load.branches)
-        return self.resident + self._width * max(denoising, decode_elements(model.vae.config, load.size, load.tiled))
+        """Bytes for the weights, what a program has copies of, and the larger of denoising and the autoencoder's work."""
+        image = self._width * decode_elements(model.vae.config, load.size, load.tiled)
+        return self.resident + self.copies(model, load) + max(self.denoising(model, load), image)
+
+    def denoising(self, model: Model, load: Load) -> int:
+        """Bytes of activations while rows are evaluated."""
+        return self._width * load.rows * row_elements(model.unet.config, load.size, load.branches)
+
+    def copies(self, model: Model, load: Load) -> int:
+        """Bytes of keys and values that the program of a load has places for: those of a prompt for every row."""
+        return self._width * load.rows * 2 * _TEXT * sum(s.heads * s.dim for s in attention_sites(model.unet.config))
+
+    def spare(self, model: Model, load: Load) -> int:
+        """Bytes of the limit that a load leaves to copies of values, its own and those of other programs."""
+        return self.limit - self.need(model, replace(load, tiled=True)) + self.copies(model, load)
 
     def admit(self, model: Model, load: Load) -> None:
         """Raises MemoryBudgetError where a load does not fit, although its decoding takes tiles."""
@@ -117,12 +137,19 @@ class MemoryBudget:
             raise MemoryBudgetError(need, self.limit, what)
 
     def tiles(self, model: Model, size: tuple[int, int]) -> bool:
-        """Whether an image is decoded in tiles. size: of its latents."""
-        return self.resident + self._width * decode_elements(model.vae.config, size, False) > self.limit
+        """Whether an image is encoded and decoded in tiles. size: of its latents."""
+        return not self.fits(model, size, False, 0)
+
+    def fits(self, model: Model, size: tuple[int, int], tiled: bool, held: int) -> bool:
+        """Whether the autoencoder can work beside `held` bytes. size: of the latents."""
+        return self.resident + held + self._width * decode_elements(model.vae.config, size, tiled) <= self.limit
 
     def _placed(self, component: Component[C], waiting: frozenset[str]) -> Component[C]:
-        moved = {name: parked(t) if name in waiting else t.to(self._device) for name, t in component.tensors.items()}
-        return replace(component, tensors=Elsewhere(moved, self._device) if waiting else moved)
+        return replace(component, tensors=self._moved(component.tensors, waiting))
+
+    def _moved(self, tensors: Mapping[str, Tensor], waiting: frozenset[str]) -> Mapping[str, Tensor]:
+        moved = {name: parked(t) if name in waiting else t.to(self._device) for name, t in tensors.items()}
+        return Elsewhere(moved, self._device) if waiting else moved
 
 
 def parked(tensor: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ Network = Callable[..., tuple[Tensor, ...]]
 
 
 C = TypeVar("C")
+Placed = TypeVar("Placed", bound=Component[Any] | IPAdapter)
+"""Weights of a control."""
 
 
 class ReferenceBackend:
@@ -67,12 +69,12 @@ class ReferenceBackend:
 
     @property
     def loading_device(self) -> torch.device:
-        """Where the weights of ControlNets are loaded to, before `place_controlnet`."""
+        """Where the weights of controls are loaded to, before `place_control`."""
         return self.device
 
-    def place_controlnet(self, component: Component[ControlNetConfig], name: str) -> Component[ControlNetConfig]:
-        """The ControlNet where it stays. name: of its own."""
-        return component
+    def place_control(self, weights: Placed, name: str) -> Placed:
+        """The weights of a control where they stay. name: of their own."""
+        return weights
 
     def admit(self, rows: int, size: tuple[int, int], branches: int) -> None:
         """Raises MemoryBudgetError for what does not fit. rows: evaluated at once. size: (height, width) of latents."""

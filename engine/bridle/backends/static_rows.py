@@ -113,6 +113,11 @@ class StaticRows:
         self.evaluation: Evaluation = _rebuilt(evaluation, iter(self._places), evaluation.rows.sample.shape[0])
         self.bind(description)
 
+    @property
+    def nbytes(self) -> int:
+        """Of all places, each once."""
+        return sum({id(place): place.nbytes for place in self._places}.values())
+
     def bind(self, description: Description) -> None:
         """Copies in what has changed since the last time."""
         for index, leaf in enumerate(description.leaves):

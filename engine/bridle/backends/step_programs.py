@@ -26,6 +26,9 @@ class Recorder(Protocol):
     def capture(self, run: Callable[[], Outputs]) -> Callable[[], Outputs]:
         """What runs it again; its outputs are overwritten by the next run. Raises RuntimeError where it cannot be captured."""
 
+    def release(self) -> None:
+        """All that was captured is gone; its memory can be another's."""
+
 
 class Lanes(Protocol):
     """Where independent work goes."""
@@ -81,10 +84,17 @@ class Program:
         try:
             self._replay = recorder.capture(lambda: compute(static))
             self.captured = True
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as problem:
             _log.warning("these rows run without a graph: %s", problem)
             self._replay = lambda: compute(static)
             self.captured = False
+
+    @property
+    def nbytes(self) -> int:
+        """Of its places."""
+        return self._static.nbytes
 
     def run(self, description: Description) -> Outputs:
         """The outputs for the values of an evaluation; the next run overwrites them."""
@@ -98,6 +108,7 @@ class Programs:
     """The programs in use, at most `most`. Thread-safe.
 
     captures: how many were made. uncaptured: how many of them run without a graph. progress: whether a capture shows a bar.
+    room: bytes that the places of all of them may take, None = any number; the one in use is kept.
     """
 
     def __init__(self, compute: Compute, recorder: Recorder, most: int, progress: bool) -> None:
@@ -107,8 +118,14 @@ class Programs:
         self._progress = progress
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
+        self.room: int | None = None
         self.captures = 0
         self.uncaptured = 0
+
+    def clear(self) -> None:
+        """Gives back all of them, and what they hold."""
+        with self._lock:
+            self._release()
 
     def run(self, evaluation: Evaluation, counts: tuple[int, ...]) -> Outputs:
         """The first counts[i] rows or samples of output i, in memory of their own."""
@@ -125,14 +142,29 @@ class Programs:
                 self._programs.popitem(last=False)
             self._programs[key] = self._made(evaluation, description)
         self._programs.move_to_end(key)
+        while len(self._programs) > 1 and self._crowded():
+            self._programs.popitem(last=False)
         return self._programs[key]
+
+    def _crowded(self) -> bool:
+        return self.room is not None and sum(program.nbytes for program in self._programs.values()) > self.room
+
+    def _release(self) -> None:
+        self._programs.clear()
+        self._recorder.release()
 
     def _made(self, evaluation: Evaluation, description: Description) -> Program:
         rows, _, height, width = evaluation.rows.sample.shape
         with tqdm(
             total=1, desc=f"capturing {rows} rows of {height}x{width}", leave=False, disable=not self._progress
         ) as bar:
-            program = Program(evaluation, description, self._compute, self._recorder)
+            try:
+                program = Program(evaluation, description, self._compute, self._recorder)
+            except torch.OutOfMemoryError:
+                if not self._programs:
+                    raise
+                self._release()
+                program = Program(evaluation, description, self._compute, self._recorder)
             bar.update()
         self.captures += 1
         self.uncaptured += not program.captured
