@@ -21,11 +21,14 @@ GUARD = 128
 """Elements of guard before and after a guarded buffer: 256 bytes of the smallest."""
 
 
-def assert_as_good_as_peer(ours: Tensor, exact: Tensor, peer: Tensor, magnitude: Tensor, depth: float) -> None:
+def assert_as_good_as_peer(
+    ours: Tensor, exact: Tensor, peer: Tensor, magnitude: Tensor, depth: float, slack: float = 1.0
+) -> None:
     """Rules A, B, D and E for one output.
 
     exact: float64 result. peer: PyTorch's result in the dtype of `ours`. magnitude: sum of the absolute values of the
     terms of each element, float64. depth: number of terms summed one after another in our kernel.
+    slack: of rule A, for cases that nobody has looked at.
     """
     assert torch.isfinite(exact).all() and torch.isfinite(peer).all(), "void case: a reference is not finite"
     assert ours.shape == exact.shape and ours.dtype == peer.dtype
@@ -34,8 +37,8 @@ def assert_as_good_as_peer(ours: Tensor, exact: Tensor, peer: Tensor, magnitude:
     assert bound.max() < exact.abs().max(), "void case: the bound of rule B allows anything"
     error, peer_error = (ours.double() - exact).abs(), (peer.double() - exact).abs()
     floor = 2.0 * _rounding_floor(exact, dtype)
-    assert error.max() <= _PEER_FACTOR[dtype] * peer_error.max() + floor, "rule A: largest error"
-    assert error.mean() <= 1.5 * peer_error.mean() + floor / 4, "rule A: mean error"
+    assert error.max() <= slack * (_PEER_FACTOR[dtype] * peer_error.max() + floor), "rule A: largest error"
+    assert error.mean() <= slack * (1.5 * peer_error.mean() + floor / 4), "rule A: mean error"
     assert error.square().sum() <= _NMSE[dtype] * exact.square().sum(), "rule E: normalised error"
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from attention_cases import index
-from naive_attention import naive_attention
+from naive_attention import Naive, naive_attention
 from random_cases import Case, assert_accepted, assert_same, run
 from test_attention_acceptance import PROBABILITY_ROUNDING, magnitude
 from test_native_attention import each_dtype, each_isa
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bridle_kernels import _core
 from bridle_kernels.attention import Capture, MassShift, Piece, Segment, native
+from numerics import assert_within_bound
 
 KINDS = ("normal", "normal", "uniform", "powers", "equal", "one hot", "subnormal")
 MOST = 60_000
@@ -73,12 +74,26 @@ def segment_of(case: Case, rows: int, queries: int, keys: int, heads: int, dim: 
 
 
 def reporting(case: Case, segment: Segment, rows: int, queries: int, heads: int) -> Segment:
-    """With captures into gapped buffers, and the log-sum-exp."""
+    """With a capture into a gapped buffer, and the log-sum-exp."""
     keys = sum(piece.k.shape[1] for piece in segment.pieces)
     side = (rows, heads, queries, keys) if case.chance() else (rows, queries, keys)
     out = case.output(*side, dtype=torch.float32, layout="any")
     out.zero_()
     return replace(segment, capture=Capture(None, out), lse=case.output(rows, heads, queries, dtype=torch.float32))
+
+
+def check_reports(case: Case, segment: Segment, naive: Naive, depth: float) -> None:
+    """Of the first segment."""
+    found = [(capture.out, whole, 1.0) for capture, whole in zip(segment.captures, naive.captures[0], strict=True)]
+    if segment.mass is not None:
+        assert segment.mass.out is not None and naive.masses[0] is not None
+        found.append((segment.mass.out, naive.masses[0], 0.0))
+    if segment.lse is not None:
+        visible = naive.lses[0].isfinite()
+        assert torch.equal(segment.lse[~visible].double(), naive.lses[0][~visible])
+        found.append((segment.lse[visible], naive.lses[0][visible], 8.0))
+    for ours, whole, more in found:
+        assert_within_bound(ours, whole, whole.abs() + more, depth)
 
 
 @each_dtype
@@ -96,6 +111,8 @@ def test_attention(isa: str, dtype: torch.dtype) -> None:
             q[..., 0] = HUGE
         q = case.given(q, dtype, "rows")
         segments = [segment_of(case, rows, queries, keys, heads, dim, dtype) for _ in range(case.pick((1, 1, 2)))]
+        if case.chance(0.4):
+            segments[0] = reporting(case, segments[0], rows, queries, heads)
         gate = case.normal(rows).tolist()
         out = case.output(rows, queries, heads * dim, dtype=dtype)
         scale = 1.0 if case.exact else case.pick((dim**-0.5, 0.3))
@@ -103,7 +120,9 @@ def test_attention(isa: str, dtype: torch.dtype) -> None:
         naive = naive_attention(q, segments, scale)
         gates = torch.tensor(gate)[:, None, None]
         sums, rounding = dim + keys + 24, PROBABILITY_ROUNDING[dtype]
-        depth = sums * (1 + largest_score(q, segments, scale)) + rounding
+        per_row = sums * (1 + largest_score(q, segments, scale))
+        check_reports(case, segments[0], naive, per_row + queries)
+        depth = per_row + rounding
         sizes = magnitude(q, segments) * gates.abs()
 
         def peer() -> Tensor:
@@ -132,4 +151,4 @@ def copied(segment: Segment) -> Segment:
     parts = {name: getattr(segment, name) for name in ("weight", "bias", "v_mix")}
     same = {name: part.contiguous() if isinstance(part, Tensor) else part for name, part in parts.items()}
     mass = segment.mass
-    return replace(segment, pieces=pieces, mass=mass and replace(mass, out=None), **same)
+    return replace(segment, pieces=pieces, mass=mass and replace(mass, out=None), capture=None, lse=None, **same)

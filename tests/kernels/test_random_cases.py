@@ -7,6 +7,8 @@ import torch
 from random_cases import Case, assert_accepted, run
 from torch import Tensor
 
+from numerics import GUARD, Guarded, bits, unwritten
+
 
 def right(x: Tensor, weight: Tensor, out: Tensor) -> None:
     out.copy_(x @ weight.T)
@@ -69,3 +71,16 @@ def test_mistakes_are_seen_and_can_be_replayed(
 
 def test_what_is_right_passes() -> None:
     run(product(right), 40)
+
+
+def test_guards_and_inputs_of_fixed_cases_are_watched() -> None:
+    x, out = torch.zeros(3), Guarded.make((5,), torch.bfloat16)
+    with pytest.raises(AssertionError, match="an input was written"), unwritten(None, x):
+        x.neg_()
+    out.check()
+    for place in (0, GUARD - 1, GUARD + 5, -1):
+        kept = out.buffer[place].clone()
+        out.buffer[place] = 0
+        with pytest.raises(AssertionError, match="outside the output"):
+            out.check()
+        bits(out.buffer)[place] = bits(kept)
