@@ -55,7 +55,7 @@ BUGS = (
     ),
     Bug(
         "a mask is off by one",
-        "csrc/ops/residual_add/residual_add.cc",
+        "csrc/ops/residual_add/residual_loops.h",
         "term.mask[place * term.mask_stride + position]",
         "term.mask[place * term.mask_stride + (position > 0 ? position - 1 : 0)]",
         ("tests/kernels/test_native_ops.py",),

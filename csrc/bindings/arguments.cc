@@ -22,6 +22,8 @@ const Strided& present(const char* name, const Borrowed& tensor) {
   return tensor.tensor;
 }
 
+Isa isa_or_active(const std::string& name) { return name.empty() ? active_isa() : isa_from_name(name); }
+
 BorrowedList::BorrowedList(const char* name, const std::vector<pybind11::object>& objects) {
   for (const pybind11::object& object : objects) {
     owners.push_back(borrow(name, object));

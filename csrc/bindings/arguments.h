@@ -6,6 +6,7 @@
 
 #include "bindings/dlpack.h"
 #include "bridle/checks.h"
+#include "bridle/isa.h"
 
 namespace bridle::python {
 
@@ -28,5 +29,8 @@ const Strided* optional(const Borrowed& tensor);
 
 // A tensor. Throws std::invalid_argument for None.
 const Strided& present(const char* name, const Borrowed& tensor);
+
+// A variant by name, or the active one for "".
+Isa isa_or_active(const std::string& name);
 
 }  // namespace bridle::python

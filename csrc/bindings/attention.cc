@@ -39,7 +39,7 @@ void attention(ThreadPool& pool, const py::object& q, const py::list& segments, 
   a.causal = causal;
   a.float32_scores = float32_scores;
   a.accumulate = accumulate;
-  const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
+  const Isa chosen = isa_or_active(isa);
   py::gil_scoped_release release;
   PreparedAttention prepared(std::move(a), chosen);
   const AlignedBuffer memory(prepared.packed_bytes());

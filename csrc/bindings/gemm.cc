@@ -22,8 +22,6 @@ namespace {
 
 namespace py = pybind11;
 
-Isa isa_or_active(const std::string& name) { return name.empty() ? active_isa() : isa_from_name(name); }
-
 WeightFormat format(int64_t rows, const std::vector<int64_t>& widths, const std::string& dtype, const std::string& isa,
                     bool gated) {
   if (gated && rows % 2 != 0) throw std::invalid_argument("weight wants an even number of rows to be gated");

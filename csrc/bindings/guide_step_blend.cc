@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/arguments.h"
 #include "bindings/bindings.h"
 #include "bindings/dlpack.h"
 
@@ -57,7 +58,7 @@ void run(const py::dict& tensors, const py::dict& arrays, const std::string& isa
   a.term_coefficient = floats("term_coefficient");
   a.coefficients = floats("coefficients");
   a.known_coefficients = floats("known_coefficients");
-  const Isa chosen = isa.empty() ? active_isa() : isa_from_name(isa);
+  const Isa chosen = isa_or_active(isa);
   py::gil_scoped_release release;
   guide_step_blend(a, chosen);
 }

@@ -16,8 +16,6 @@ namespace {
 
 namespace py = pybind11;
 
-Isa isa_of(const std::string& name) { return name.empty() ? active_isa() : isa_from_name(name); }
-
 const float* floats(const char* name, const Borrowed& tensor, const std::vector<int64_t>& shape) {
   return static_cast<const float*>(compact(name, tensor, Dtype::kFloat32, shape));
 }
@@ -35,7 +33,7 @@ void run_group_norm(ThreadPool& pool, const std::vector<py::object>& sources, co
   const std::vector<int64_t> condition = {a.rows, a.channels[0] + a.channels[1]};
   a.scale = floats("scale", s, condition);
   a.shift = floats("shift", d, condition);
-  const Isa chosen = isa_of(isa);
+  const Isa chosen = isa_or_active(isa);
   py::gil_scoped_release release;
   std::vector<double> workspace(group_norm_workspace(a) / sizeof(double) + 1);
   group_norm(a, reinterpret_cast<std::byte*>(workspace.data()), chosen, pool);
@@ -47,7 +45,7 @@ void run_layer_norm(ThreadPool& pool, const py::object& x, const py::object& out
   const Borrowed in = borrow("x", x), w = borrow("weight", weight), b = borrow("bias", bias), o = borrow("out", out);
   const LayerNorm a =
       layer_norm_arguments(present("x", in), present("out", o), present("weight", w), present("bias", b), eps);
-  const Isa chosen = isa_of(isa);
+  const Isa chosen = isa_or_active(isa);
   py::gil_scoped_release release;
   layer_norm(a, chosen, pool);
 }

@@ -230,10 +230,11 @@ int32_t record_bound_attention(Plan& plan, const PlanTensor& q, const PlanTensor
 
 int32_t record_residual_add(Plan& plan, const PlanTensor& x) {
   residual_image(x.layout);
+  const Isa isa = active_isa();
   const int32_t port = plan.add_residual_port();
   plan.add("residual_add", {x.buffer}, {x.buffer}, [=](Frame& frame) -> Plan::Step {
     const ResidualImage image = residual_image(x.in(frame));
-    return [image, port, &frame](ThreadPool& pool) { residual_add(image, frame.residuals(port), pool); };
+    return [image, port, isa, &frame](ThreadPool& pool) { residual_add(image, frame.residuals(port), isa, pool); };
   });
   return port;
 }

@@ -110,10 +110,18 @@ def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None
     assert broken[1, :, 4:8].isnan().all() and torch.equal(broken[1, :, 8:], together[1, :, 8:])
 
 
-def test_variants_agree_to_the_bit() -> None:
-    x, weight, bias = rand(6, 2, 130, 96), rand(7, 96), rand(8, 96)
-    first, *others = (group_norm([x], weight, bias, isa, groups=32, eps=1e-6) for isa in available_isas())
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("channels", [12, 96, 204])
+@each_dtype
+def test_variants_agree_to_the_bit(dtype: torch.dtype, channels: int, activation: str) -> None:
+    x, weight, bias = (9 * rand(6, 2, 130, channels)).to(dtype), 9 * rand(7, channels), rand(8, channels)
+    named = {"groups": 4, "eps": 1e-6, "activation": activation}
+    first, *others = (group_norm([x], weight, bias, isa, **named) for isa in available_isas())
     assert all(torch.equal(first, other) for other in others)
+    rows = [torch.empty_like(x[0]) for _ in available_isas()]
+    for isa, out in zip(available_isas(), rows, strict=True):
+        _core.layer_norm(_core.ThreadPool(2), x[0], out, weight, bias, eps=1e-5, isa=isa)
+    assert all(torch.equal(rows[0], other) for other in rows)
 
 
 @pytest.mark.parametrize("centre", [0.0, 1000.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridle_kernels import _core
+from bridle_kernels import _core, available_isas
 from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.executor import Immediate
 from bridle_kernels.native_ops import NativeOps
@@ -125,6 +125,26 @@ def test_every_op_is_the_reference(dtype: torch.dtype, name: str) -> None:
     ours, exact = run(native_ops(2), dtype), run(ReferenceOps(), torch.float64)
     assert ours.dtype == dtype and ours.shape == exact.shape
     assert float((ours.double() - exact).norm() / exact.norm()) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("channels", [1, 19, 64, 517])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residuals_are_rounded_once(dtype: torch.dtype, channels: int, count: int) -> None:
+    """By every variant, to the bits of float32 sums in the order of the terms. A row that no term names keeps its own."""
+    generator = torch.Generator().manual_seed(channels)
+    x, mask = (torch.randn(3, 67, n, generator=generator) for n in (channels, 1))
+    values = torch.randn(count, 2, 67, channels, generator=generator).to(dtype)
+    exact = x.to(dtype).float()
+    for k in range(count):
+        exact[[2, 0]] += (0.3 + k) * mask[[2, 0]] * values[k].float()
+    terms = [
+        {"values": v, "rows": [2, 0], "scale": [0.3 + k] * 2, "mask": mask[[2, 0], :, 0]} for k, v in enumerate(values)
+    ]
+    for isa in available_isas():
+        ours = x.to(dtype)
+        _core.residual_add(_core.ThreadPool(2), ours, terms, isa=isa)
+        assert torch.equal(ours, exact.to(dtype)), isa
 
 
 def test_images_stay_channels_last() -> None:

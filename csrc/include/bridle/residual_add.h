@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "bridle/isa.h"
 #include "bridle/strided.h"
 #include "bridle/thread_pool.h"
 
@@ -31,6 +32,6 @@ struct ResidualImage {
 // x: [R, positions, C]. Throws std::invalid_argument for what is no such image.
 ResidualImage residual_image(const Strided& x);
 
-void residual_add(const ResidualImage& image, const std::vector<ResidualTerm>& terms, ThreadPool& pool);
+void residual_add(const ResidualImage& image, const std::vector<ResidualTerm>& terms, Isa isa, ThreadPool& pool);
 
 }  // namespace bridle

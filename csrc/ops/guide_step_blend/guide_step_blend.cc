@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 
@@ -88,6 +89,42 @@ void check_terms(const GuideStepBlend& a, const Sizes& s) {
     require(a.term_left[t] >= 0 && a.term_left[t] < std::max<int64_t>(s.width, 1), "term_left leaves the latents");
   }
   require(terms == 0 || s.window_width <= s.width, "eps is wider than the latents");
+}
+
+constexpr int64_t kLongRow = 1024;  // floats: what a sample's pass keeps stays in L1
+
+bool lines_follow_each_other(const Strided& tensor) {
+  const size_t last = tensor.shape.size() - 1;
+  return !tensor || (tensor.strides[last] == 1 && tensor.strides[last - 1] == tensor.shape[last]);
+}
+
+// How many lines of all images can be taken for one: where each window is the whole image, every element depends on its
+// own place alone.
+int64_t lines_to_join(const GuideStepBlend& a, const Sizes& s) {
+  const auto zero = [](int32_t offset) { return offset == 0; };
+  const Strided* const tensors[] = {&a.eps,   &a.weights,     &a.latents, &a.history, &a.noise,
+                                    &a.known, &a.known_noise, &a.mask,    &a.out,     &a.model_output};
+  if (s.window_height != s.height || s.window_width != s.width || s.width < 1 ||
+      !std::all_of(a.term_top.begin(), a.term_top.end(), zero) ||
+      !std::all_of(a.term_left.begin(), a.term_left.end(), zero) ||
+      !std::all_of(std::begin(tensors), std::end(tensors), [](auto t) { return lines_follow_each_other(*t); })) {
+    return 1;
+  }
+  int64_t lines = std::clamp<int64_t>(kLongRow / s.width, 1, std::max<int64_t>(s.height, 1));
+  while (s.height % lines != 0) --lines;
+  return lines;
+}
+
+GuideStepBlend with_long_rows(GuideStepBlend a, int64_t lines) {
+  for (Strided* const tensor : {&a.eps, &a.weights, &a.latents, &a.history, &a.noise, &a.known, &a.known_noise, &a.mask,
+                                &a.out, &a.model_output}) {
+    if (!*tensor) continue;
+    const size_t last = tensor->shape.size() - 1;
+    tensor->shape[last - 1] /= lines;
+    tensor->shape[last] *= lines;
+    tensor->strides[last - 1] *= lines;
+  }
+  return a;
 }
 
 // One sample's work; owns the row buffers. No state is shared between samples.
@@ -210,7 +247,9 @@ void guide_step_blend(const GuideStepBlend& arguments, Isa isa) {
   const Sizes sizes = sizes_of(arguments);
   check_shapes(arguments, sizes);
   check_terms(arguments, sizes);
-  SamplePass pass(arguments, sizes, kernels_for(isa));
+  const GuideStepBlend joined = with_long_rows(arguments, lines_to_join(arguments, sizes));
+  const Sizes long_rows = sizes_of(joined);
+  SamplePass pass(joined, long_rows, kernels_for(isa));
   for (int64_t p = 0; p < sizes.samples; ++p) pass.run(p);
 }
 

@@ -1,0 +1,7 @@
+#include "ops/residual_add/residual_loops.h"
+
+namespace bridle {
+
+AddResiduals avx512_add_residuals(Dtype dtype) { return add_residuals_of(dtype); }
+
+}  // namespace bridle
