@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from attention_cases import rand, relative
 from gpu_attention_checks import Check, moved
+from gradient_sums import checks as checks_of_sums
 from test_attention_acceptance import PROBABILITY_ROUNDING
 from torch import Tensor
 
@@ -29,6 +30,7 @@ def checks(device: str) -> Iterator[Check]:
     for dtype in DTYPES:
         for size in SIZES if device == "cpu" else SIZES + PUBLISHED:
             yield f"accepted {size} {dtype}", lambda a=(size, dtype): accepted(*a, device)
+    yield from checks_of_sums(device)
     yield "only some", lambda: only_some(device)
     yield "nothing is read behind a length", lambda: poison(device)
     yield "what has none", lambda: refused(device)
