@@ -48,8 +48,8 @@ def _products(a_low, a_high, b_low, b_high, HIGH: tl.constexpr):
 def _add_product(total, lost, a, b):
     """total + a b, and what rounding made of that sum, which the next one takes back (Kahan): only in float32.
 
-    A dot that goes on from `total` is one running sum over all rows: over 4096 of them it loses four times what PyTorch's
-    loses, which sums in pieces. Half precision has rounded a and b, which is far more; there `lost` costs nothing.
+    A dot that goes on from `total` is one running sum over all rows: over 4096 of them its error is about four times that
+    of PyTorch, which sums in pieces. Half precision has rounded a and b, which is far more; there `lost` stays 0.
     """
     if a.dtype == tl.float32:
         term = tl.dot(a, b, input_precision="ieee") - lost
