@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from attention_cases import rand, relative
 from gpu_attention_checks import Check, moved
+from gradient_sums import checks as checks_of_sums
 from test_attention_acceptance import PROBABILITY_ROUNDING
 from torch import Tensor
 
@@ -36,6 +37,7 @@ def checks(device: str) -> Iterator[Check]:
                 yield f"accepted {size} {dtype}", lambda a=(size, dtype): accepted(*a, device)
         size = (40, 65, 19) if device == "cpu" else VOID[0]
         yield f"one sign {size} {dtype}", lambda a=(size, dtype): accepted(*a, device, one_sign)
+    yield from checks_of_sums(device)
     yield "only some", lambda: only_some(device)
     yield "nothing is read behind a length", lambda: poison(device)
     yield "what has none", lambda: refused(device)

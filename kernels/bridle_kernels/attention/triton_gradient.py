@@ -7,7 +7,8 @@ log-sum-exp:
     dQ = scale dS K        dK = scale dS^T Q        dV = P^T dO
 
 A program of dQ goes over the keys twice, for D and for dS. Each element is written by one program, which adds up all rows
-that read it in their order: no atomics, the same bits every time.
+that read it in their order: no atomics, the same bits every time. In float32 the sums over tiles are compensated, so that
+their error does not grow with the number of queries or keys.
 """
 
 from typing import Any
@@ -41,6 +42,24 @@ def _products(a_low, a_high, b_low, b_high, HIGH: tl.constexpr):
     if HIGH:
         found = tl.dot(a_high, tl.trans(b_high), found, input_precision="ieee")
     return found
+
+
+@triton.jit
+def _add_product(total, lost, a, b):
+    """total + a b, and what rounding made of that sum, which the next one takes back (Kahan): only in float32.
+
+    A dot that goes on from `total` is one running sum over all rows: over 4096 of them its error is about four times that
+    of PyTorch, which sums in pieces. Half precision has rounded a and b, which is far more; there `lost` stays 0.
+    """
+    if a.dtype == tl.float32:
+        term = tl.dot(a, b, input_precision="ieee") - lost
+        grown = total + term
+        # An infinite sum has lost nothing: inf - inf would make NaN of it in the next tile.
+        lost = tl.where(tl.abs(grown) == float("inf"), 0.0, (grown - total) - term)
+        total = grown
+    else:
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total, lost
 
 
 @triton.jit
@@ -102,6 +121,7 @@ def _queries(
     q_low, q_high = _rows(q, at, n, q_strides[1], inside, DIM, LOW, HIGH, FLOAT32, UNIT)
     acc_low = tl.zeros([BLOCK_N, LOW], tl.float32)
     acc_high = tl.zeros([BLOCK_N, HIGH if HIGH else LOW], tl.float32)
+    lost_low, lost_high = acc_low, acc_high
     for row in range(j * own, rows + (j + 1 - rows) * own):
         if tl.load(source + row) == j:
             r = row + 0 * h  # 64 bits, in the interpreter too
@@ -154,9 +174,9 @@ def _queries(
                         flowing, n, place, inside, seen, r, h, map_gradient, slots, map_strides, keys, MAPS
                     )
                     slope = (share * (flowing - balance[:, None])).to(k_low.dtype)
-                    acc_low = tl.dot(slope, k_low, acc_low, input_precision="ieee")
+                    acc_low, lost_low = _add_product(acc_low, lost_low, slope, k_low)
                     if HIGH:
-                        acc_high = tl.dot(slope, k_high, acc_high, input_precision="ieee")
+                        acc_high, lost_high = _add_product(acc_high, lost_high, slope, k_high)
                 first += sizes[p]
     row = ((j.to(tl.int64) * queries + n) * heads + h) * DIM
     _put(out, row, acc_low * scale, acc_high * scale, inside, DIM, LOW, HIGH)
@@ -178,6 +198,7 @@ def _keys(
     at = j.to(tl.int64) * k_strides[0] + h * k_strides[2]
     acc_low = tl.zeros([BLOCK_L, LOW], tl.float32)
     acc_high = tl.zeros([BLOCK_L, HIGH if HIGH else LOW], tl.float32)
+    lost_low, lost_high = acc_low, acc_high
     for row in range(j * own, rows + (j + 1 - rows) * own):
         if tl.load(source + row) == j:
             r = row + 0 * h  # 64 bits, in the interpreter too
@@ -202,9 +223,9 @@ def _keys(
                     flowing, n, place, inside, seen, r, h, map_gradient, slots, map_strides, keys, MAPS
                 )
                 slope = tl.trans((share * (flowing - balance[:, None])).to(q_low.dtype))
-                acc_low = tl.dot(slope, q_low, acc_low, input_precision="ieee")
+                acc_low, lost_low = _add_product(acc_low, lost_low, slope, q_low)
                 if HIGH:
-                    acc_high = tl.dot(slope, q_high, acc_high, input_precision="ieee")
+                    acc_high, lost_high = _add_product(acc_high, lost_high, slope, q_high)
     row = ((j.to(tl.int64) * size + key) * heads + h) * DIM
     _put(out, row, acc_low * scale, acc_high * scale, key < size, DIM, LOW, HIGH)
 
@@ -223,6 +244,7 @@ def _values(
     place = first + key
     acc_low = tl.zeros([BLOCK_L, LOW], tl.float32)
     acc_high = tl.zeros([BLOCK_L, HIGH if HIGH else LOW], tl.float32)
+    lost_low, lost_high = acc_low, acc_high
     for row in range(j * own, rows + (j + 1 - rows) * own):
         if tl.load(source + row) == j:
             r = row + 0 * h  # 64 bits, in the interpreter too
@@ -240,9 +262,9 @@ def _values(
                 share = _map(score, level, n, key, place, inside, seen, r, h, bias, bias_strides, scale, CAUSAL, BIAS)
                 g_low, g_high = _rows(gradient, g_at, n, gradient_strides[1], inside, DIM, LOW, HIGH, FLOAT32, UNIT)
                 share = tl.trans(share.to(g_low.dtype))
-                acc_low = tl.dot(share, g_low, acc_low, input_precision="ieee")
+                acc_low, lost_low = _add_product(acc_low, lost_low, share, g_low)
                 if HIGH:
-                    acc_high = tl.dot(share, g_high, acc_high, input_precision="ieee")
+                    acc_high, lost_high = _add_product(acc_high, lost_high, share, g_high)
     row = ((j.to(tl.int64) * size + key) * heads + h) * DIM
     _put(out, row, acc_low, acc_high, key < size, DIM, LOW, HIGH)
 
