@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bridle.cli import app
 from bridle_kernels import tuning
 from bridle_kernels.attention import Piece, Segment, gpu
 from bridle_kernels.attention import triton as forward_kernels
-from bridle_kernels.attention.launch import bucket, tiles
+from bridle_kernels.attention.launch import bucket, is_sound, tiles
 from bridle_kernels.attention.tune import CASES, choices
 from bridle_kernels.triton_launch import Launch
 from bridle_kernels.triton_variant import DTYPES, kernel_hash
@@ -91,6 +92,14 @@ def test_what_was_measured_and_is_not_sound_is_not_taken(dtype: torch.dtype, lau
     use([entry(choice={"queries": 64, "keys": 16, "warps": 4, "stages": 1})])
     attend()
     assert launched[-1].constants["BLOCK_N"] == 64, "float32 has no warp groups"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_rule_is_sound_and_takes_a_text_at_once_where_that_fits(dtype: torch.dtype) -> None:
+    for dim, keys, biased in product((40, 64, 80, 96, 111, 128, 160, 200, 256), (77, 4096), (False, True)):
+        t = tiles(dim, dtype, keys, biased)
+        assert is_sound((t.low, t.high), t.queries, t.warps)
+    assert [tiles(dim, dtype, 77, False).keys for dim in (40, 64, 80, 160, 200)] == [64, 128, 32, 128, 64]
 
 
 def test_the_fastest_by_its_median_is_chosen() -> None:
