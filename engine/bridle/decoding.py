@@ -51,6 +51,7 @@ def decode_result(
         request,
         backend.name,
         metadata,
+        isa=backend.isa,
         maps=_maps(prepared, own),
         source_images=source_images,
         source_latents=_stacked(sources) if sources else None,

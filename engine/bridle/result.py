@@ -25,7 +25,8 @@ class Result:
     latents: float32 [B, 4, h, w], always there. timings: seconds per stage ("text", "controls", "images", "denoise",
     "decode"), shared by the requests of one call. request: as it was asked. backend: which one ran. metadata: what
     `save` writes into each PNG (see `request_json`). maps: float32 [B, H, W] in [0, 1] per word of `CaptureMaps`, each map
-    divided by its maximum. source_images, source_latents: what a `PromptEdit` edited, in the form of images and latents.
+    divided by its maximum. isa: the instruction set of the CPU core, whose bits are the same on one of them, None for other
+    backends. source_images, source_latents: what a `PromptEdit` edited, in the form of images and latents.
     """
 
     images: Images
@@ -37,6 +38,7 @@ class Result:
     maps: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     source_images: Images | None = None
     source_latents: Tensor | None = None
+    isa: str | None = None
 
     def heat_map_sheet(self, index: int = 0) -> Image.Image:
         """Image `index` under the map of each word of `maps`, side by side."""

@@ -73,7 +73,8 @@ def cases() -> list[tuple[str, torch.dtype, tuple[int, int, int]]]:
     narrow = ("scalar", "avx512_bf16", "amx_bf16")
     kinds = [(isa, torch.float32) for isa in available_isas()]
     kinds += [(isa, torch.bfloat16) for isa in available_isas() if isa in narrow]
-    return [(*kind, image) for kind in kinds for image in IMAGES if kind[0] != "scalar" or image[0] <= 128]
+    found = [(*kind, image) for kind in kinds for image in IMAGES if kind[0] != "scalar" or image[0] <= 128]
+    return [*found, ("emulated_amx", torch.bfloat16, (64, 3, 5))]
 
 
 @pytest.mark.parametrize(("isa", "dtype", "image"), cases(), ids=str)

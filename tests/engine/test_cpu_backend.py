@@ -44,6 +44,7 @@ def test_every_control_is_the_reference(
     engine = bridle.load(map_folder, backend="cpu")
     assert active_isa() == isa
     ours = engine.sample([asked(change) for change in CONTROLS.values()])
+    assert {one.isa for one in ours} == {isa} and {other.isa for other in of_the_reference} == {None}
     for name, one, other in zip(CONTROLS, ours, of_the_reference, strict=True):
         assert distance(one, other) <= CLOSE, name
         for word, heat in other.maps.items():

@@ -92,6 +92,13 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "adapter, xl": ("sdxl", {"controls": [bridle.T2IAdapter("t2i-adapter", picture(2))]}),
     "image prompt, base": ("sd1", {"controls": [bridle.ImagePrompt("ip-adapter", picture(3))]}),
     "image prompt, plus": ("sdxl", {"controls": [bridle.ImagePrompt("ip-adapter", picture(3))]}),
+    "regions in cross-attention": ("sd1", {"regions": [bridle.Region("a blue star", (0.0, 0.0, 0.5, 1.0))]}),
+    "regions as rows": (
+        "sd1",
+        {"regions": [bridle.Region("a blue star", (0.0, 0.0, 0.5, 1.0))], "region_mode": "latent"},
+    ),
+    "maps": ("sdxl", {"attention": [bridle.CaptureMaps(["circle"])]}),
+    "prompt edit": ("sd1", {"attention": [bridle.PromptEdit("a blue circle", cross=0.5, self=0.5)]}),
     "tiny autoencoder": ("taesd", {"image": picture(4), "strength": 0.7}),
     "tiles": ("tiles", {"image": picture(4), "strength": 0.7, "vae_tiling": True}),
 }

@@ -68,6 +68,11 @@ class CpuBackend(ReferenceBackend):
         isa = _core.active_isa()
         return isa in ("avx512_bf16", "amx_bf16") if dtype == torch.bfloat16 else isa != "scalar"
 
+    @property
+    def isa(self) -> str:
+        """See `ReferenceBackend.isa`."""
+        return _core.active_isa()
+
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
         self.refuse_unserved(rows)

@@ -68,6 +68,11 @@ class ReferenceBackend:
         return None
 
     @property
+    def isa(self) -> str | None:
+        """The instruction set of the CPU kernels that it computes with, where it has a choice of them."""
+        return None
+
+    @property
     def loading_device(self) -> torch.device:
         """Where the weights of controls are loaded to, before `place_control`."""
         return self.device
