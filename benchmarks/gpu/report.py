@@ -38,7 +38,9 @@ def machine(git: str | None = None) -> dict[str, Any]:
         "gpu": gpu or None,
         "python": sys.version.split()[0],
         "versions": {
-            name: found for name in ("torch", "triton", "diffusers", "transformers") if (found := _version(name))
+            name: found
+            for name in ("torch", "triton", "diffusers", "accelerate", "transformers")
+            if (found := _version(name))
         },
     }
 

@@ -265,6 +265,22 @@ def test_weights_are_drawn_in_half_precision_and_written_once(written: Path, mon
     assert abs(found["norm.weight"].float().mean() - 1.0) < 0.05 and abs(found["a.bias"].float().std() - 0.1) < 0.02
 
 
+def test_peers_are_what_diffusers_loads(written: Path, shared: peers.Shared) -> None:
+    from diffusers import ControlNetModel
+
+    folder = models.folder(written, "sdxl") / "controlnet"
+    ours = shared.load(ControlNetModel, folder, torch.float16)
+    wanted = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float16)
+    assert (
+        ours
+        is shared.load(ControlNetModel, folder, torch.float16)
+        is not shared.own(ControlNetModel, folder, torch.float16)
+    )
+    assert not ours.training and {tensor.device.type for tensor in (*ours.parameters(), *ours.buffers())} == {"cpu"}
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in wanted.state_dict().items())
+    assert dict(ours.config)["cross_attention_dim"] == dict(wanted.config)["cross_attention_dim"]
+
+
 def test_the_reference_of_parity_computes_in_float64(written: Path) -> None:
     folder = models.folder(written, "sd15")
     request = bridle.Request("a red circle", width=64, height=64, num_inference_steps=1, output_type="latent")
