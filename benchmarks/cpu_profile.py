@@ -1,4 +1,4 @@
-"""Where the time of a workload goes: the ops of our plans, one by one, and what is outside of them.
+"""Where the time of a workload goes: the ops of our plans, one by one, and what is outside of them; and their memory.
 
     python benchmarks/cpu_profile.py --workspace /tmp/networks --workload step --system bridle-bf16
 
@@ -26,17 +26,28 @@ from cpu.workspace import Workspace
 Profile = list[tuple[str, float]]
 """Name and seconds of every op of every plan, in order."""
 
+Held = dict["_core.Plan", int]
+"""Bytes that the largest frame of every plan holds."""
+
 
 @contextmanager
-def profiled() -> Iterator[Profile]:
+def profiled() -> Iterator[tuple[Profile, Held]]:
     """Plans time their ops while this lasts."""
     found: Profile = []
+    held: Held = {}
 
     def run(frame: ProgramFrame, pool: "_core.ThreadPool") -> None:
         found.extend(frame.profile(pool))
+        held[frame.plan] = max(frame.bytes, held.get(frame.plan, 0))
 
     with mock.patch.object(ProgramFrame, "run", run):
-        yield found
+        yield found, held
+
+
+def memory(held: Held) -> str:
+    """A line: what a frame of each plan holds, and how much of it is arena; the rest is packed keys and values."""
+    arenas = sum(plan.arena_bytes for plan in held)
+    return f"frames of {len(held)} plans: {sum(held.values()) / 2**20:.1f} MiB, {arenas / 2**20:.1f} of it arenas"
 
 
 def fastest(profiles: list[Profile]) -> Profile:
@@ -76,12 +87,13 @@ def main() -> None:
     run()
     walls, profiles = [], []
     for _ in range(arguments.rounds):
-        with profiled() as profile:
+        with profiled() as (profile, held):
             started = time.perf_counter()
             _, seconds = run()
             walls.append(time.perf_counter() - started if seconds is None else seconds)
         profiles.append(profile)
     print(table(fastest(profiles), min(walls), arguments.top))
+    print(memory(held))
 
 
 if __name__ == "__main__":

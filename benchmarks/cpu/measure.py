@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -16,6 +16,8 @@ from cpu.runtimes import EXPORTERS
 from cpu.systems import SYSTEMS, judges
 from cpu.workloads import WORKLOADS
 from cpu.workspace import Workspace
+
+Name = TypeVar("Name")
 
 REST = 0.05
 """Seconds between two runs, in which the threads of the last one go to sleep."""
@@ -47,6 +49,7 @@ class Session:
         ours = [name for name in systems if SYSTEMS[name].ours]
         others = [name for name in systems if not SYSTEMS[name].ours]
         alive = [process for name in ours if (process := self._started(name)) is not None]
+        alive += [self._started_without(process.system, over) for process in alive if (over := self._over) is not None]
         waiting = list(others)
         try:
             while True:
@@ -108,6 +111,17 @@ class Session:
         self._found.systems[name] = entry
         return process
 
+    @property
+    def _over(self) -> str | None:
+        return WORKLOADS[self._workload].over
+
+    def _started_without(self, name: str, over: str) -> Process:
+        """One of ours with the workload that this one adds something to. Raises SystemFailure."""
+        process = Process(self._workspace, over, name, self._threads)
+        process.started()
+        process.run()
+        return process
+
     def _leave_out(self, name: str, why: str) -> None:
         tqdm.write(f"{self._workload}: {name} is not timed: {why}")
         self._found.systems[name] = {"problem": why}
@@ -128,30 +142,37 @@ class Session:
         }
 
     def _run_group(self, group: Sequence[Process]) -> None:
-        seconds = interleaved({process.system: process.run for process in group}, self._rounds, self._workload)
-        for process in group:
-            entry, values = self._found.systems[process.system], seconds[process.system]
-            entry.setdefault("seconds", round(statistics.median(values), 4))
-            entry.setdefault("fastest", round(min(values), 4))
-            entry.setdefault("slowest", round(max(values), 4))
-            entry |= process.peak()
-        for ours in (process.system for process in group if SYSTEMS[process.system].ours):
-            for peer in (process.system for process in group if process.system != ours):
-                self._found.pairs[ours, peer] = round(
-                    statistics.median(seconds[peer]) / statistics.median(seconds[ours]), 3
-                )
+        runs = {(process.workload, process.system): process.run for process in group}
+        seconds = interleaved(runs, self._rounds, self._workload)
+        medians = {key: statistics.median(values) for key, values in seconds.items()}
+        here = [process for process in group if process.workload == self._workload]
+        for process in here:
+            self._note(process, seconds[self._workload, process.system])
+        for ours in (process.system for process in here if SYSTEMS[process.system].ours):
+            mine = medians[self._workload, ours]
+            if self._over is not None:
+                self._found.systems[ours].setdefault(f"over_{self._over}", round(mine / medians[self._over, ours], 3))
+            for peer in (process.system for process in here if process.system != ours):
+                self._found.pairs[ours, peer] = round(medians[self._workload, peer] / mine, 3)
+
+    def _note(self, process: Process, values: Sequence[float]) -> None:
+        entry = self._found.systems[process.system]
+        entry.setdefault("seconds", round(statistics.median(values), 4))
+        entry.setdefault("fastest", round(min(values), 4))
+        entry.setdefault("slowest", round(max(values), 4))
+        entry |= process.peak()
 
 
-def interleaved(runs: dict[str, Callable[[], float]], rounds: int, title: str) -> dict[str, list[float]]:
+def interleaved(runs: dict[Name, Callable[[], float]], rounds: int, title: str) -> dict[Name, list[float]]:
     """Seconds of every run by name; each round begins with another one."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     names = list(runs)
     with tqdm(total=rounds * len(names), desc=title, unit="run") as bar:
         for turn in range(rounds):
             start = turn % len(names) if names else 0
             for name in (*names[start:], *names[:start]):
                 time.sleep(REST)
-                bar.set_postfix_str(name)
+                bar.set_postfix_str(str(name))
                 seconds[name].append(runs[name]())
                 bar.update()
     return seconds

@@ -22,6 +22,7 @@ class Process:
 
     def __init__(self, workspace: Workspace, workload: str, system: str, threads: int) -> None:
         self.system = system
+        self.workload = workload
         self._child = subprocess.Popen(
             _command("serve", workspace, workload, system, threads),
             env=_environment(workspace, system),

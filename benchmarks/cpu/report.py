@@ -56,5 +56,6 @@ def table(report: Report, workload: str) -> str:
         ratios = " ".join(
             f"{peers[name]['ratio']:.2f}x/{ours}" for ours, peers in entry["ratios"].items() if name in peers
         )
-        lines.append(f"  {name:<20} {found['seconds']:>8.3f} s {found['run_mib']:>7.0f} MiB  {ratios}")
+        over = "".join(f"  {key} {value:.3f}" for key, value in found.items() if key.startswith("over_"))
+        lines.append(f"  {name:<20} {found['seconds']:>8.3f} s {found['run_mib']:>7.0f} MiB  {ratios}{over}")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ class Workload:
     """family: "sd15" or "sdxl". requests: in one batch. steps: 0 = no U-Net. decodes: whether the image is decoded.
 
     own_reference: we compute what the peers cannot, so our outputs are held against the reference backend instead.
+    over: another workload, of which ours runs in the same rounds: what is asked is the price of what is added to it.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Workload:
     steps: int = 1
     decodes: bool = False
     own_reference: bool = False
+    over: str | None = None
 
     @property
     def parameters(self) -> float:
@@ -44,10 +46,10 @@ WORKLOADS: Mapping[str, Workload] = {
     "controlnet": Workload("step, one ControlNet", controlnets=1),
     "two-controlnets": Workload("step, two ControlNets", controlnets=2),
     "regions-attention": Workload(
-        "step, 4 regions in cross-attention; peers: rows", region_mode="attention", own_reference=True
+        "step, 4 regions in cross-attention; peers: rows", region_mode="attention", own_reference=True, over="step"
     ),
     "regions-latent": Workload("step, 4 regions as rows", region_mode="latent"),
-    "capture": Workload("step with map capture", capture=True, own_reference=True),
+    "capture": Workload("step with map capture", capture=True, own_reference=True, over="step"),
     "image": Workload("image, 20 steps", steps=20, decodes=True),
     "batch-2": Workload("step of 2 requests", requests=2),
     "batch-4": Workload("step of 4 requests", requests=4),

@@ -56,6 +56,10 @@ Dtype integer_of(const char* name, const DLDataType& type) {
   refuse(name, "int64");
 }
 
+Dtype element_of(const char* name, const DLDataType& type) {
+  return type.code == kInt ? integer_of(name, type) : float_of(name, type);
+}
+
 Borrowed borrow_as(const char* name, const pybind11::object& tensor,
                    Dtype (*dtype_of)(const char*, const DLDataType&)) {
   if (tensor.is_none()) return {};
@@ -84,6 +88,10 @@ Borrowed borrow(const char* name, const pybind11::object& tensor) { return borro
 
 Borrowed borrow_integers(const char* name, const pybind11::object& tensor) {
   return borrow_as(name, tensor, &integer_of);
+}
+
+Borrowed borrow_elements(const char* name, const pybind11::object& tensor) {
+  return borrow_as(name, tensor, &element_of);
 }
 
 }  // namespace bridle::python

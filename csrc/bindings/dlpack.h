@@ -20,4 +20,7 @@ Borrowed borrow(const char* name, const pybind11::object& tensor);
 // The same for int64.
 Borrowed borrow_integers(const char* name, const pybind11::object& tensor);
 
+// The same for any of the four.
+Borrowed borrow_elements(const char* name, const pybind11::object& tensor);
+
 }  // namespace bridle::python

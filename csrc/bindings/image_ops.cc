@@ -34,7 +34,10 @@ void run_area_pool(ThreadPool& pool, const py::object& x, const py::object& out)
 
 // x, out: any strides, one shape.
 void run_copy(ThreadPool& pool, const py::object& x, const py::object& out) {
-  run_unary(pool, x, out, &copy_of, &copy);
+  const Borrowed from = borrow_elements("x", x), to = borrow_elements("out", out);
+  const Copy a = copy_of(present("x", from), present("out", to));
+  py::gil_scoped_release release;
+  copy(a, pool);
 }
 
 // x, out: one shape.

@@ -47,6 +47,7 @@ void bind_residuals(Frame& frame, int32_t port, const py::list& terms, const Pla
 void bind_frame(py::module_& module) {
   py::class_<Frame, std::shared_ptr<Frame>>(module, "Frame")
       .def(py::init([](const std::shared_ptr<Plan>& plan) { return std::make_shared<Frame>(plan); }), py::arg("plan"))
+      .def_property_readonly("bytes", &Frame::bytes)
       .def("memory", &memory, py::arg("buffer"), py::arg("bytes"))
       .def("bind_segments", &bind_segments, py::arg("port"), py::arg("segments"), py::arg("q"))
       .def("bind_residuals", &bind_residuals, py::arg("port"), py::arg("terms"), py::arg("x"))

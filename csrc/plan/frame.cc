@@ -24,6 +24,12 @@ std::byte* Frame::at(int32_t buffer) const {
   return arena_.data() + b.offset;
 }
 
+size_t Frame::bytes() const {
+  size_t total = arena_.bytes() + own_memory_.bytes();
+  for (const std::unique_ptr<Site>& site : bound_) total += site->memory.bytes();
+  return total;
+}
+
 void Frame::check_port(int32_t port, size_t count) const {
   if (port < 0 || port >= static_cast<int32_t>(count)) {
     throw std::invalid_argument("frame: port is " + std::to_string(port) + ", wants one of " + std::to_string(count));

@@ -10,6 +10,8 @@
 #include <string>
 #include <utility>
 
+#include "plan/float_control.h"
+
 namespace bridle {
 namespace {
 
@@ -86,6 +88,7 @@ void ThreadPool::stop() {
 void ThreadPool::run(int64_t count, const Task& task) {
   std::unique_lock<std::mutex> mine(caller_, std::try_to_lock);
   if (!mine || workers_.empty() || count < 2) {
+    const DefaultFloatControl control;
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
   }
@@ -117,6 +120,7 @@ void ThreadPool::work(int worker) {
 }
 
 void ThreadPool::run_share(int worker) noexcept {
+  const DefaultFloatControl control;
   try {
     const int64_t end = (worker + 1) * count_ / threads();
     for (int64_t i = worker * count_ / threads(); i < end; ++i) (*task_)(i);

@@ -1,6 +1,7 @@
 // A small network as a plan: same bits whatever the threads, frames side by side, and no memory allocated in a replay.
 #include "bridle/plan.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <memory>
@@ -44,7 +45,7 @@ namespace bridle {
 namespace {
 
 constexpr int64_t kRows = 2, kSide = 10, kPixels = kSide * kSide, kHeads = 2, kDim = 16, kChannels = kHeads * kDim;
-constexpr int64_t kKeys = 7;
+constexpr int64_t kKeys = 7, kMapColumns = kKeys + 3;
 
 std::vector<float> pattern(int64_t count, int seed) {
   std::vector<float> values(count);
@@ -57,6 +58,9 @@ struct Network {
   std::shared_ptr<Plan> plan = std::make_shared<Plan>();
   std::vector<float> scale = std::vector<float>(kChannels, 1.0f), bias = pattern(kChannels, 5);
   std::vector<float> keys = pattern(kRows * kKeys * kChannels, 6), residual = pattern(kRows * kPixels * kChannels, 7);
+  std::vector<float> lse = std::vector<float>(kRows * kHeads * kPixels),
+                     maps = std::vector<float>(kPixels * kMapColumns);
+  std::vector<float> masses = std::vector<float>(kRows * kHeads * 2);
   int32_t input, output, attention, point;
 
   Network() {
@@ -110,15 +114,39 @@ struct Network {
     plan->finish();
   }
 
-  void bind(Frame& frame) {
+  AttentionSegment plain() {
     AttentionSegment segment;
-    Strided k;
-    k.data = keys.data();
-    k.shape = {kRows, kKeys, kHeads, kDim};
-    k.strides = {kKeys * kChannels, kChannels, kDim, 1};
+    const Strided k{
+        keys.data(), Dtype::kFloat32, {kRows, kKeys, kHeads, kDim}, {kKeys * kChannels, kChannels, kDim, 1}};
     segment.pieces.push_back({k, k, {kKeys, kKeys - 2}});
     segment.q_rows = segment.k_rows = segment.v_rows = {0, 1};
-    frame.bind_segments(attention, {segment});
+    return segment;
+  }
+
+  // All that a segment can have: one with a bias, one with a shift of masses, one with mixed values; all report.
+  std::vector<AttentionSegment> controlled() {
+    AttentionSegment biased = plain(), shifted = plain(), mixed = plain();
+    biased.bias = {bias.data(), Dtype::kFloat32, {kRows, kHeads, kPixels, kKeys}, {0, 0, 0, 1}};
+    biased.lse = {lse.data(), Dtype::kFloat32, {kRows, kHeads, kPixels}, {kHeads * kPixels, kPixels, 1}};
+    biased.captures.push_back({{0}, {}, {0.5f}, map(0, kKeys)});
+    shifted.mass.count = 2;
+    shifted.mass.columns = {1, 3, 2, -1};
+    shifted.mass.share = {0.5f, 1.0f, 0.25f, 0.0f};
+    shifted.mass.window = {residual.data(), Dtype::kFloat32, {kRows, 1, kPixels}, {kPixels, kPixels, 1}};
+    shifted.mass.out = {masses.data(), Dtype::kFloat32, {kRows, kHeads, 2}, {kHeads * 2, 2, 1}};
+    shifted.captures.push_back({{0}, {2, 0}, {1.0f}, map(kKeys, 2)});
+    mixed.v_mix = {keys.data(), Dtype::kFloat32, {kRows, kKeys, kKeys}, {kKeys * kKeys, kKeys, 1}};
+    mixed.captures.push_back({{0}, {5}, {1.0f}, map(kKeys + 2, 1)});
+    return {biased, shifted, mixed};
+  }
+
+  // The mean over heads of a capture's columns.
+  Strided map(int64_t first, int64_t columns) {
+    return {maps.data() + first, Dtype::kFloat32, {1, kPixels, columns}, {kPixels * kMapColumns, kMapColumns, 1}};
+  }
+
+  void bind(Frame& frame, bool controls = false) {
+    frame.bind_segments(attention, controls ? controlled() : std::vector<AttentionSegment>{plain()});
     ResidualTerm term{residual.data(), kPixels * kChannels, kChannels, {1}, {0.5f}, nullptr, 0};
     frame.bind_residuals(point, {term});
     const std::vector<float> sample = pattern(kRows * kPixels * 4, 8);
@@ -131,18 +159,20 @@ struct Network {
   }
 };
 
-void replays_are_equal_and_allocate_nothing() {
+void replays_are_equal_and_allocate_nothing(bool controls) {
   Network network;
   std::vector<std::byte> first;
   for (const int threads : {1, 2, 3}) {
     ThreadPool pool(threads);
     Frame frame(network.plan);
-    network.bind(frame);
+    network.bind(frame, controls);
     frame.run(pool);
     const std::vector<std::byte> found = network.result(frame);
     if (first.empty()) first = found;
     EXPECT(found == first);
     for (int turn = 0; turn < 20; ++turn) {
+      // What is bound anew is packed anew.
+      if (turn % 5 == 4) network.bind(frame, controls);
       std::memset(frame.at(network.output), 0xff, 64);
       const int64_t before = allocations;
       frame.run(pool);
@@ -153,8 +183,23 @@ void replays_are_equal_and_allocate_nothing() {
   // The count can tell: binding anew does allocate.
   Frame frame(network.plan);
   const int64_t before = allocations;
-  network.bind(frame);
+  network.bind(frame, controls);
   EXPECT(allocations > before);
+}
+
+void controls_are_not_without_effect() {
+  Network network;
+  ThreadPool pool(2);
+  Frame frame(network.plan);
+  network.bind(frame);
+  frame.run(pool);
+  const std::vector<std::byte> plain = network.result(frame);
+  network.bind(frame, true);
+  frame.run(pool);
+  EXPECT(network.result(frame) != plain);
+  for (const std::vector<float>* reported : {&network.lse, &network.masses, &network.maps}) {
+    EXPECT(std::any_of(reported->begin(), reported->end(), [](float value) { return value != 0.0f; }));
+  }
 }
 
 void frames_run_side_by_side() {
@@ -176,6 +221,23 @@ void frames_run_side_by_side() {
     });
   }
   for (std::thread& caller : callers) caller.join();
+}
+
+void frames_count_what_they_hold() {
+  Network network;
+  Frame frame(network.plan);
+  const size_t unbound = frame.bytes();
+  // A self-attention's keys and values: those of one at a time.
+  EXPECT(unbound >= network.plan->arena_bytes() + 2 * kRows * kPixels * kChannels * sizeof(float));
+  network.bind(frame);
+  const size_t plain = frame.bytes(), cross = 2 * kRows * kKeys * kChannels * sizeof(float);
+  EXPECT(plain >= unbound + cross);
+  network.bind(frame, true);
+  EXPECT(frame.bytes() >= plain + 2 * cross);
+  const size_t most = frame.bytes();
+  ThreadPool pool(2);
+  frame.run(pool);
+  EXPECT(frame.bytes() == most);
 }
 
 void buffers_share_memory() {
@@ -217,8 +279,10 @@ void mistakes_are_named() {
 }  // namespace bridle
 
 int main() {
-  bridle::replays_are_equal_and_allocate_nothing();
+  for (const bool controls : {false, true}) bridle::replays_are_equal_and_allocate_nothing(controls);
+  bridle::controls_are_not_without_effect();
   bridle::frames_run_side_by_side();
+  bridle::frames_count_what_they_hold();
   bridle::buffers_share_memory();
   bridle::mistakes_are_named();
 }

@@ -2,6 +2,9 @@
 #include "bridle/thread_pool.h"
 
 #include <sched.h>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -62,6 +65,39 @@ void exceptions_arrive() {
   }
 }
 
+#if defined(__SSE__)
+
+// Flushes subnormal numbers in and out, and rounds to zero; exceptions stay masked.
+constexpr unsigned kUnusual = 0xFFC0, kUsual = 0x1F80;
+
+void check_tasks_round_as_usual(ThreadPool& pool, int64_t count) {
+  std::vector<unsigned> seen(count);
+  pool.run(count, [&](int64_t task) { seen[task] = _mm_getcsr(); });
+  EXPECT(std::all_of(seen.begin(), seen.end(), [](unsigned control) { return control == kUsual; }));
+  EXPECT(_mm_getcsr() == kUnusual);
+}
+
+void tasks_round_as_usual() {
+  const unsigned before = _mm_getcsr();
+  _mm_setcsr(kUnusual);
+  for (const int threads : {1, 2, 3}) {
+    ThreadPool pool(threads);  // Its threads begin with their maker's control word.
+    for (const int64_t count : {1, 7}) check_tasks_round_as_usual(pool, count);
+    try {
+      pool.run(7, [](int64_t) { throw std::runtime_error("every one"); });
+    } catch (const std::runtime_error&) {
+    }
+    EXPECT(_mm_getcsr() == kUnusual);
+  }
+  _mm_setcsr(before);
+}
+
+#else
+
+void tasks_round_as_usual() {}
+
+#endif
+
 // How many CPUs the thread of each of `threads` tasks may use.
 std::vector<int> allowed_of_tasks(ThreadPool& pool) {
   std::vector<int> allowed(pool.threads());
@@ -92,5 +128,6 @@ int main() {
   bridle::every_task_runs_once();
   bridle::callers_share_a_pool();
   bridle::exceptions_arrive();
+  bridle::tasks_round_as_usual();
   bridle::pinned_threads_stay_where_there_is_room();
 }

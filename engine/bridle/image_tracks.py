@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from bridle.backends.reference import ReferenceBackend
@@ -12,7 +11,7 @@ from bridle.controls.source_blend import source_blend
 from bridle.image_conditioning import EncodedImages, Start, encode_images, start
 from bridle.lowering import RowPlan
 from bridle.map_controls import CaptureMaps, LocalBlend, PromptEdit
-from bridle.noise import noise_source
+from bridle.noise import NoiseSource, noise_source
 from bridle.prompts import word_columns
 from bridle.request_checks import Prepared
 from bridle.text_rows import TextRows, row_index
@@ -42,10 +41,10 @@ def _track(
     request, table = prepared.request, prepared.table
     noise = noise_source(request.noise, request.seeds[place])
     injected = request.latents[place : place + 1] if isinstance(request.latents, Tensor) else None
-    backgrounds = _backgrounds(backend, prepared, noise.generator)
+    backgrounds = _backgrounds(backend, prepared, noise)
     begin = start(backend, request, images, table, injected, prepared.latent_size, noise)
     if backgrounds is not None:
-        rows = _bootstrapped(backend, prepared, rows, backgrounds, begin, noise.generator)
+        rows = _bootstrapped(backend, prepared, rows, backgrounds, begin, noise)
     return Track(
         request_index=index,
         image_index=place,
@@ -64,17 +63,13 @@ def _with_channels(row: RowPlan, extra: Tensor | None) -> RowPlan:
     return replace(row, extra_channels=extra if row.window is None else row.window.cut(extra))
 
 
-def _backgrounds(
-    backend: ReferenceBackend, prepared: Prepared, generator: torch.Generator
-) -> bootstrapping.Backgrounds | None:
+def _backgrounds(backend: ReferenceBackend, prepared: Prepared, noise: NoiseSource) -> bootstrapping.Backgrounds | None:
     request, window = prepared.request, prepared.windows[0]
     steps = min(request.bootstrapping_steps, len(prepared.table))
     if not request.regions or request.region_mode != "latent" or not steps or window is None:
         return None
     channels = backend.model.unet.config.out_channels
-    return bootstrapping.draw_backgrounds(
-        request.bootstrapping_steps, (window.height, window.width), channels, generator
-    )
+    return bootstrapping.draw_backgrounds(request.bootstrapping_steps, (window.height, window.width), channels, noise)
 
 
 def _bootstrapped(
@@ -83,11 +78,11 @@ def _bootstrapped(
     rows: Sequence[RowPlan],
     backgrounds: bootstrapping.Backgrounds,
     begin: Start,
-    generator: torch.Generator,
+    noise: NoiseSource,
 ) -> list[RowPlan]:
     request, count = prepared.request, len(backgrounds.colours)
     steps = min(count, len(prepared.table))
-    picks = bootstrapping.draw_picks(steps, count, len(prepared.windows), len(request.regions), generator)
+    picks = bootstrapping.draw_picks(steps, count, len(prepared.windows), len(request.regions), noise)
     used = sorted({int(pick) for pick in picks.flatten()})
     latents = bootstrapping.encode_backgrounds(backend, backgrounds, used, request.vae_tiling)
     masks = regions.latent_masks(backend, request.regions, prepared.size)

@@ -14,32 +14,42 @@ from torch import Tensor
 
 from bridle.solvers import SolverTable
 from bridle.uploads import sent
-from bridle_kernels.counter_noise import standard_normal
+from bridle_kernels import counter_noise
 
 SOURCES = ("torch", "philox")
 """Values of `Request.noise`."""
 
 
 class StartDraw(IntEnum):
-    """What is drawn before the first step: a draw number of counted noise."""
+    """What is drawn before the first step: a draw number of counted noise. Background i has the number BACKGROUND + i."""
 
     LATENTS = 0
     IMAGE = 1
     MASKED_IMAGE = 2
+    COLOURS = 3
+    BACKGROUND = 4
+
+
+CHOICE = 2**31
+"""Draw number of a step's choices at place 0, that of place i is i more: solvers have few draws, from 0 on."""
 
 
 class NoiseSource(Protocol):
-    """Noise of one image.
+    """Noise of one image, and what else is left to chance.
 
-    generator: for choices that are no noise, such as the backgrounds of latent regions. seed: of noise that a step makes
-    itself, None where the host draws it.
+    seed: of noise that a step makes itself, None where the host draws it.
     """
 
-    generator: torch.Generator
     seed: int | None
 
-    def start(self, draw: StartDraw, shape: tuple[int, ...]) -> Tensor:
-        """Standard normal float32 on the CPU, before the first step."""
+    def start(self, draw: int, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal float32 on the CPU, before the first step. draw: see `StartDraw`."""
+
+    def uniform(self, draw: int, shape: tuple[int, ...]) -> Tensor:
+        """Float32 in [0, 1) on the CPU, before the first step."""
+
+    def choices(self, shape: tuple[int, int, int], options: int) -> Tensor:
+        """int64 from 0 to options - 1 for the solver's steps, places and things there; asked before the first step."""
 
     def step(self, table: SolverTable, step: int, like: Tensor) -> Tensor | None:
         """What the host draws for a step, times its coefficients, where `like` is; None for nothing."""
@@ -53,18 +63,28 @@ class TorchNoise:
 
     def __init__(self, generator: torch.Generator) -> None:
         self.seed: int | None = None
-        self.generator = generator
+        self._generator = generator
 
-    def start(self, draw: StartDraw, shape: tuple[int, ...]) -> Tensor:
+    def start(self, draw: int, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.start`; what is drawn is the next of the generator."""
-        return torch.randn(shape, generator=self.generator, dtype=torch.float32)
+        return torch.randn(shape, generator=self._generator, dtype=torch.float32)
+
+    def uniform(self, draw: int, shape: tuple[int, ...]) -> Tensor:
+        """See `NoiseSource.uniform`; the next of the generator."""
+        return torch.rand(shape, generator=self._generator, dtype=torch.float32)
+
+    def choices(self, shape: tuple[int, int, int], options: int) -> Tensor:
+        """See `NoiseSource.choices`; the next of the generator, asked once for each step and place."""
+        steps, places, count = shape
+        drawn = [torch.randint(0, options, (count,), generator=self._generator) for _ in range(steps * places)]
+        return torch.stack(drawn).reshape(shape)
 
     def step(self, table: SolverTable, step: int, like: Tensor) -> Tensor | None:
         """See `NoiseSource.step`. Also draws those whose coefficient is 0."""
         coefficients = table.noise_coefficients[step]
         total: Tensor | None = None
         for draw in range(int(table.noise_draws[step])):
-            noise = torch.randn((1, *like.shape), generator=self.generator, dtype=torch.float32)[0]
+            noise = torch.randn((1, *like.shape), generator=self._generator, dtype=torch.float32)[0]
             noise = sent(noise, like.device)
             if coefficients[draw] != 0.0:
                 term = float(coefficients[draw]) * noise
@@ -74,7 +94,7 @@ class TorchNoise:
     def again(self) -> "TorchNoise":
         """See `NoiseSource.again`."""
         generator = torch.Generator()
-        generator.set_state(self.generator.get_state())
+        generator.set_state(self._generator.get_state())
         return TorchNoise(generator)
 
 
@@ -84,11 +104,20 @@ class CountedNoise:
     def __init__(self, seed: int) -> None:
         self.seed: int | None = seed
         self._seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
 
-    def start(self, draw: StartDraw, shape: tuple[int, ...]) -> Tensor:
+    def start(self, draw: int, shape: tuple[int, ...]) -> Tensor:
         """See `NoiseSource.start`."""
-        return standard_normal(self._seed, 0, draw, shape)
+        return counter_noise.standard_normal(self._seed, 0, draw, shape)
+
+    def uniform(self, draw: int, shape: tuple[int, ...]) -> Tensor:
+        """See `NoiseSource.uniform`."""
+        return counter_noise.uniform(self._seed, 0, draw, shape)
+
+    def choices(self, shape: tuple[int, int, int], options: int) -> Tensor:
+        """See `NoiseSource.choices`. The first of many are what fewer would be."""
+        steps, places, elements = (torch.arange(count) for count in shape)
+        draws = CHOICE + places[:, None]
+        return counter_noise.choices(self._seed, steps[:, None, None] + 1, draws, elements, options)
 
     def step(self, table: SolverTable, step: int, like: Tensor) -> None:
         """Nothing: see `counters`."""

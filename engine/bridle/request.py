@@ -91,7 +91,7 @@ class Request:
     negative_prompt None differs from "" on SDXL (zeros instead of the encoded empty text), as in diffusers. prompt_2,
     negative_prompt_2: SDXL's second text encoder. seed: image i uses seed + i, or the i-th of a list. noise: "torch" (the
     numbers that diffusers draws) or "philox" (counted: each number depends on seed, step and place alone, and a GPU makes it
-    where it is used; the backgrounds of latent regions are still chosen by torch). width, height:
+    where it is used; so are the backgrounds of latent regions chosen). width, height:
     pixels, multiples of the autoencoder's factor (8). num_inference_steps: 1 to 1000. guidance_scale: 0 to 100; at
     1 and below no unconditional row is run. scheduler: a diffusers class name, a label such as "dpm++ 2m karras" or a
     configuration dictionary. eta: 0 to 1, for DDIM and TCD. image, strength: image-to-image. mask_image: inpainting,

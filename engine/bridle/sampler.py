@@ -15,7 +15,7 @@ from bridle.noise import counters, scales
 from bridle.rows import Rows, StepTerms
 from bridle.solvers import SolverTable
 from bridle.track import Track
-from bridle.uploads import upload
+from bridle.uploads import upload, upload_rows
 
 _NO_FAULT = -1
 
@@ -164,8 +164,8 @@ class _State:
         self._since = self.iteration
         self._guidance = _guidance_terms(self.tracks, device)
         self._known = _known_arguments(self.tracks, self.latents)
-        self._coefficients = upload(self._coefficient_table(), device)
-        self._levels = None if self._known is None else upload(self._level_table(), device)
+        self._coefficients = upload_rows(self._coefficient_table(), device)
+        self._levels = None if self._known is None else upload_rows(self._level_table(), device)
         self._draws = self._draw_tables()
 
     @property
@@ -261,7 +261,7 @@ class _State:
         left = [(track, range(track.step, track.step + len(self._steps_left()))) for track in self.tracks]
         sources = np.stack([counters(track.noise, steps) for track, steps in left], axis=1)
         factors = np.stack([scales(track.noise, track.table, steps, draws) for track, steps in left], axis=1)
-        return {"noise_source": upload(sources, device), "noise_scale": upload(factors, device)}
+        return {"noise_source": upload_rows(sources, device), "noise_scale": upload_rows(factors, device)}
 
     def _noise(self) -> Tensor | None:
         """[P, C, h, w]: what the host draws for each track, times its coefficients; None when no track needs any."""

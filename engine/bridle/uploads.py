@@ -7,6 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+ROW_BYTES = 16
+"""What kernels are compiled for: memory that begins elsewhere would be copied first."""
+
 
 def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device | None) -> Tensor:
     """The values on `device`, in their own dtype; a sequence of int becomes int32.
@@ -16,6 +19,15 @@ def upload(values: NDArray[np.generic] | Sequence[int], device: torch.device | N
     """
     array = values if isinstance(values, np.ndarray) else np.asarray(values, np.int32)
     return sent(torch.from_numpy(np.ascontiguousarray(array)), device)
+
+
+def upload_rows(table: NDArray[np.generic], device: torch.device | None) -> Tensor:
+    """[S, ...]: a table of which a step reads one row. Rows are contiguous and begin at multiples of `ROW_BYTES`."""
+    rows = table.reshape(len(table), -1)
+    unit = ROW_BYTES // table.itemsize
+    padded = np.zeros((len(rows), -(-rows.shape[1] // unit) * unit), table.dtype)
+    padded[:, : rows.shape[1]] = rows
+    return upload(padded, device)[:, : rows.shape[1]].view(table.shape)
 
 
 def sent(tensor: Tensor, device: torch.device | None) -> Tensor:

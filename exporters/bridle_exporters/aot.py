@@ -1,6 +1,7 @@
 """Triton kernels compiled ahead of time, without a GPU: `python -m bridle_exporters.aot --arch 90`."""
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ SHARED_LIMIT = {80: 163 << 10, 86: 99 << 10, 87: 163 << 10, 89: 99 << 10, 90: 22
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """One kernel for one architecture. symbol: of its function. spills: registers spilled to memory, bytes of stack.
-    may_spill: see `Variant`."""
+    may_spill: see `Variant`. atomics: operations on memory whose order is left to the GPU, which changes sums between runs."""
 
     name: str
     symbol: str
@@ -32,6 +33,7 @@ class Compiled:
     shared_bytes: int
     cubin_bytes: int
     may_spill: bool = False
+    atomics: int = 0
 
     @property
     def fits(self) -> bool:
@@ -46,6 +48,8 @@ class Compiled:
             return f"{self.name} wants {self.shared_bytes} bytes of shared memory, sm_{self.arch} has {limit}"
         if self.spills and not self.may_spill:
             return f"{self.name} spills {self.spills} bytes on sm_{self.arch}"
+        if self.atomics:
+            return f"{self.name} has {self.atomics} atomic operations on sm_{self.arch}"
         return None
 
 
@@ -60,7 +64,15 @@ def compile_variant(variant: Variant, arch: int) -> tuple[Compiled, bytes]:
     cubin: bytes = compiled.asm["cubin"]
     registers, stack = resource_usage(cubin)
     symbol, shared = str(compiled.metadata.name), int(compiled.metadata.shared)
-    return Compiled(variant.name, symbol, arch, registers, stack, shared, len(cubin), variant.may_spill), cubin
+    atomics = max(len(_ATOMIC[stage].findall(compiled.asm[stage])) for stage in _ATOMIC)
+    return Compiled(variant.name, symbol, arch, registers, stack, shared, len(cubin), variant.may_spill, atomics), cubin
+
+
+_ATOMIC = {
+    "ttir": re.compile(r"\btt\.(?:atomic_\w+|descriptor_reduce)"),
+    "ptx": re.compile(r"(?:^|\s)(?:atom|red|multimem\.red|cp\.reduce\.async\.bulk)\."),
+}
+"""What of a kernel's intermediate code is atomic, inline assembly included."""
 
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
@@ -131,7 +143,7 @@ def checked(variant: Variant) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a table of what every kernel takes on each architecture, and exits with 1 where one spills or does not fit."""
+    """Prints a table of what every kernel takes on each architecture, and exits with 1 where one has a problem."""
     parser = argparse.ArgumentParser(prog="bridle_exporters.aot", description=__doc__)
     parser.add_argument("--arch", type=int, action="append", help="such as 90; default: all", choices=ARCHITECTURES)
     parser.add_argument("--kernel", action="append", help="default: all", choices=MODULES)

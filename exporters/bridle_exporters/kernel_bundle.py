@@ -26,7 +26,7 @@ def export_kernels(
 
     folder: is created; see `write_bundle`. dims: head dimensions of the model, None for those of all published ones.
     dtype: float16, bfloat16 or float32, None for all. only: names that contain this text. jobs: processes. Raises
-    KernelBundleError for a kernel that wants more shared memory than the architecture has; there is no manifest then.
+    KernelBundleError for a kernel that is not what it should be, see `Compiled.problem`; there is no manifest then.
     """
     names = [variant.name for variant in _chosen(dims, dtype) if only in variant.name]
     return write_bundle(folder, arch, compile_all(names, (arch,), jobs))
@@ -58,8 +58,8 @@ def _chosen(dims: Iterable[int] | None, dtype: torch.dtype | None) -> list[Varia
 
 def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:
     file = f"{variant.name}.cubin"
-    if not compiled.fits:
-        raise KernelBundleError(file, str(compiled.problem))
+    if compiled.problem:
+        raise KernelBundleError(file, compiled.problem)
     (folder / file).write_bytes(cubin)
     return {
         **asdict(compiled),
@@ -68,6 +68,7 @@ def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> 
         "signature": variant.signature,
         "constants": dict(variant.constants),
         "multiples": variant.multiples,
+        "unaligned": variant.unaligned,
         **variant.options,
         "sha256": hashlib.sha256(cubin).hexdigest(),
     }

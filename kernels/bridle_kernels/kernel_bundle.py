@@ -34,7 +34,7 @@ class KernelBundleError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BundledKernel:
-    """One cubin. kinds: types of the arguments that are passed, in their order. multiples: see `Variant`."""
+    """One cubin. kinds: types of the arguments that are passed, in their order. multiples, unaligned: see `Variant`."""
 
     name: str
     symbol: str
@@ -43,6 +43,7 @@ class BundledKernel:
     shared_bytes: int
     kinds: Mapping[str, Kind]
     multiples: tuple[str, ...]
+    unaligned: tuple[str, ...] = ()
 
     def values(self, arguments: Mapping[str, Any]) -> list[Value] | None:
         """What the driver is given for the arguments of a launch, None where they are not of these types."""
@@ -51,7 +52,7 @@ class BundledKernel:
             return None
         for name, kind in self.kinds.items():
             for one, value in _pairs(kind, arguments[name]):
-                passed = _value(one, value)
+                passed = _value(one, value, 1 if name in self.unaligned else 16)
                 if passed is None or (name in self.multiples and value % 16):
                     return None
                 found.append(passed)
@@ -132,9 +133,9 @@ def _bundled(row: Mapping[str, Any], folder: Path) -> BundledKernel:
     if hashlib.sha256(cubin).hexdigest() != row["sha256"]:
         raise KernelBundleError(file, "is not what the manifest says: its SHA-256 differs")
     kinds = {n: tuple(k) if isinstance(k, list) else k for n, k in row["signature"].items() if k != "constexpr"}
-    shared = int(row["shared_bytes"])
+    sizes = int(row["num_warps"]), int(row["shared_bytes"])
     return BundledKernel(
-        row["name"], row["symbol"], cubin, int(row["num_warps"]), shared, kinds, tuple(row["multiples"])
+        row["name"], row["symbol"], cubin, *sizes, kinds, tuple(row["multiples"]), tuple(row["unaligned"])
     )
 
 
@@ -145,10 +146,10 @@ def _pairs(kind: Kind, value: Any) -> list[tuple[str, Any]]:
     return list(zip(kind, value, strict=True)) if len(kind) == len(value) else [("none", None)]
 
 
-def _value(kind: str, value: Any) -> Value | None:
-    """One value as a C type, None where it is not of a kind. Pointers are to multiples of 16 bytes."""
+def _value(kind: str, value: Any, alignment: int) -> Value | None:
+    """One value as a C type, None where it is not of a kind. Pointers are to multiples of `alignment` bytes."""
     if isinstance(value, Tensor):
-        fits = kind == f"*{TYPES.get(value.dtype)}" and value.data_ptr() % 16 == 0
+        fits = kind == f"*{TYPES.get(value.dtype)}" and value.data_ptr() % alignment == 0
         return ctypes.c_void_p(value.data_ptr()) if fits else None
     if kind == "i32" and isinstance(value, int) and -(2**31) <= value < 2**31:
         return ctypes.c_int32(value)

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from blake3 import blake3
@@ -38,6 +39,42 @@ _MAX_HEADER = 16 << 20
 _STALE_SECONDS = 24 * 3600
 
 
+class MappedMatrices(Mapping[str, memoryview]):
+    """The matrices of a file, in memory that is mapped from it and cannot be written. Threads may share it.
+
+    Without a mapping there are none. Raises ValueError for a mapping that can be written.
+    """
+
+    def __init__(self, mapping: mmap.mmap | None = None, matrices: Matrices | None = None) -> None:
+        if mapping is not None and not memoryview(mapping).readonly:
+            raise ValueError("mapping can be written: what is in its memory may be nowhere else")
+        self._mapping = mapping
+        self._matrices: Matrices = matrices or {}
+
+    def give_back(self) -> None:
+        """Takes the mapping's pages out of the memory of this process. They come back when they are read.
+
+        Others may be reading: nothing can be written to the mapping, so every page has the file's bytes, and one that is
+        taken from under a reader is mapped again, most often from the page cache, where it stays. The same on memory
+        that belongs to no file would be a loss of what is in it.
+        """
+        if self._mapping is not None:
+            with suppress(OSError):  # memory that somebody locked stays
+                self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def __getitem__(self, name: str) -> memoryview:
+        """The bytes of a matrix."""
+        return self._matrices[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._matrices)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._matrices)
+
+
 class PackedCache:
     """Files in one directory, which is made when it is first written to. Threads and processes may share it.
 
@@ -53,7 +90,7 @@ class PackedCache:
         self._writer = ThreadPoolExecutor(1, "bridle-packed-cache")
         self._writes: list[Future[None]] = []
 
-    def load(self, key: str) -> Matrices:
+    def load(self, key: str) -> MappedMatrices:
         """The matrices of a file, in mapped memory that lives as long as they; none where there is no sound file."""
         path = self._path(key)
         try:
@@ -62,11 +99,11 @@ class PackedCache:
             found = _checked(memoryview(mapping), self._threads)
             os.utime(path)
         except FileNotFoundError:
-            return {}
+            return MappedMatrices()
         except (OSError, ValueError) as problem:
             _log.warning("packed weights are packed anew, %s is of no use: %s", path.name, problem)
-            return {}
-        return found
+            return MappedMatrices()
+        return MappedMatrices(mapping, found)
 
     def save(self, key: str, matrices: Matrices) -> None:
         """Writes a file in the background, in the place of one that may be there. The memory must not change."""

@@ -9,7 +9,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from bridle_kernels import _core
-from bridle_kernels.packed_cache import Matrices, PackedCache
+from bridle_kernels.packed_cache import MappedMatrices, PackedCache
 from bridle_kernels.stored_weights import WeightSource
 
 Pack = Callable[[Sequence[Tensor]], "_core.PackedWeights"]
@@ -41,16 +41,19 @@ class PackedNetwork:
 
     def matrix(
         self, weights: Sequence[Tensor], widths: Sequence[int], gated: bool, form: Sequence[object], pack: Pack
-    ) -> "_core.PackedWeights":
-        """The packed matrix of some of the weights. form: what `pack` makes of their values, as plain data."""
+    ) -> "tuple[_core.PackedWeights, MappedMatrices | None]":
+        """The packed matrix of some of the weights, and the file that it is mapped from, if it is.
+
+        form: what `pack` makes of their values, as plain data.
+        """
         if self._cache is None:
-            return self._packed(weights, pack)
+            return self._packed(weights, pack), None
         name = self._name(weights, widths, gated, form)
         if name in self._kept:
             rows, dtype = sum(weight.shape[0] for weight in weights), _dtype(weights)
-            return _core.PackedWeights.packed_before(self._kept[name], rows, widths, dtype, gated=gated)
+            return _core.PackedWeights.packed_before(self._kept[name], rows, widths, dtype, gated=gated), self._kept
         self._new[name] = self._packed(weights, pack)
-        return self._new[name]
+        return self._new[name], None
 
     def _packed(self, weights: Sequence[Tensor], pack: Pack) -> "_core.PackedWeights":
         return pack([self._sources[id(weight)].read() for weight in weights])
@@ -62,8 +65,8 @@ class PackedNetwork:
             self._cache.save(self._key, {**self._kept, **new})
 
     @cached_property
-    def _kept(self) -> Matrices:
-        return {} if self._cache is None else self._cache.load(self._key)
+    def _kept(self) -> MappedMatrices:
+        return MappedMatrices() if self._cache is None else self._cache.load(self._key)
 
     @cached_property
     def _key(self) -> str:

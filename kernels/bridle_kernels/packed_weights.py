@@ -3,7 +3,7 @@ weights themselves."""
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bridle_kernels import _core
 from bridle_kernels.attention.native import DTYPES
-from bridle_kernels.packed_cache import PackedCache
+from bridle_kernels.packed_cache import MappedMatrices, PackedCache
 from bridle_kernels.packed_network import PackedNetwork
 from bridle_kernels.phases import PHASES
 from bridle_kernels.spans import span, spanned
@@ -34,6 +34,7 @@ class PackedWeights:
         self._cache = cache
         self._lock = threading.RLock()
         self._packed: dict[tuple[object, ...], _core.PackedWeights] = {}
+        self._mapped: weakref.WeakKeyDictionary[_core.PackedWeights, MappedMatrices] = weakref.WeakKeyDictionary()
         self._floats: dict[tuple[int, ...], Tensor] = {}
         self._stand_ins = WeakTensorKeyDictionary()
         self._digests = WeakTensorKeyDictionary()
@@ -98,6 +99,15 @@ class PackedWeights:
             for phase in PHASES
         ]
 
+    def rest(self, matrices: "Iterable[_core.PackedWeights]") -> None:
+        """Says that matrices are not needed for a while: pages of files that they are mapped from are given back.
+
+        Whole files are, also for other matrices in them. What was packed by this process stays.
+        """
+        files = {id(file): file for file in map(self._mapped.get, matrices) if file is not None}
+        for file in files.values():
+            file.give_back()
+
     def rounds_sums_once(self, weight: Tensor) -> bool:
         """Whether sums of a weight's values are rounded when they are packed, and no value before that.
 
@@ -132,7 +142,10 @@ class PackedWeights:
         dtype = weights[0].dtype
         spans = [span(dtype, width) for width in widths]
         if weights[0].is_meta and self._network is not None:
-            return self._network.matrix(weights, spans, gated, form, pack)
+            packed, file = self._network.matrix(weights, spans, gated, form, pack)
+            if file is not None:
+                self._mapped[packed] = file
+            return packed
         return pack(weights)
 
     def _source(self, weights: StoredWeights, name: str) -> WeightSource:

@@ -48,7 +48,10 @@ class Port:
 
 @dataclass(slots=True)
 class Program:
-    """A finished plan and what its inputs, outputs and ports are called. keeps: what its constants point to."""
+    """A finished plan and what its inputs, outputs and ports are called.
+
+    matrices: that its products read, some of them more than once. keeps: what its constants point to.
+    """
 
     plan: "_core.Plan"
     inputs: dict[str, Slot] = field(default_factory=dict)
@@ -56,6 +59,7 @@ class Program:
     attentions: dict[str, Port] = field(default_factory=dict)
     residuals: dict[str, Port] = field(default_factory=dict)
     rows: dict[str, int] = field(default_factory=dict)
+    matrices: "list[_core.PackedWeights]" = field(default_factory=list)
     keeps: list[Any] = field(default_factory=list)
 
 
@@ -116,14 +120,17 @@ class Recorder:
         return tensor
 
     def linear(self, weights: "_core.PackedWeights", x: Tensor, out: Tensor, **options: Any) -> None:
+        self._program.matrices.append(weights)
         self._plan.linear(weights, self._place(x), self._place(out), **self._places(options))
 
     def conv2d(self, weights: "_core.PackedWeights", sources: Sequence[Tensor], out: Tensor, **options: Any) -> None:
+        self._program.matrices.append(weights)
         self._plan.conv2d(weights, [self._place(s) for s in sources], self._place(out), **self._places(options))
 
     def upsampled_conv2d(
         self, phases: Sequence["_core.PackedWeights"], sources: Sequence[Tensor], out: Tensor, **options: Any
     ) -> None:
+        self._program.matrices.extend(phases)
         places = [self._place(source) for source in sources]
         self._plan.upsampled_conv2d(phases, places, self._place(out), **self._places(options))
 
@@ -253,6 +260,21 @@ class ProgramFrame:
         self._bound: dict[str, object] = {}
         self.context: tuple[object, ...] = ()
 
+    @property
+    def matrices(self) -> "Sequence[_core.PackedWeights]":
+        """See `Program`."""
+        return self._program.matrices
+
+    @property
+    def plan(self) -> "_core.Plan":
+        """What it evaluates."""
+        return self._program.plan
+
+    @property
+    def bytes(self) -> int:
+        """What it holds: the plan's arena, and keys and values as they are packed."""
+        return self._frame.bytes
+
     def bind_segments(self, name: str, segments: Sequence[Segment]) -> None:
         """What an attention attends to from now on."""
         port = self._program.attentions[name]
@@ -279,7 +301,7 @@ class ProgramFrame:
 
     def profile(self, pool: "_core.ThreadPool") -> list[tuple[str, float]]:
         """A run, with each op's name and seconds."""
-        return list(zip(self._program.plan.nodes, self._frame.profile(pool), strict=True))
+        return list(zip(self.plan.nodes, self._frame.profile(pool), strict=True))
 
 
 def _bytes(tensor: Tensor) -> int:

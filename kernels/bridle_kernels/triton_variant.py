@@ -36,7 +36,8 @@ class Variant:
 
     name: unique among all kernels. kernel: the jitted function. types: Triton's type of every argument that is not
     constant, such as "*fp16" or "i32"; a tuple for an argument that is a tuple. constants: the others. fusion: whether a
-    multiplication and an addition may round once. may_spill: whether registers in memory are no mistake, as in gradients.
+    multiplication and an addition may round once. multiples: numbers that are multiples of 16. unaligned: pointers that are
+    not. may_spill: whether registers in memory are no mistake, as in gradients.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Variant:
     num_stages: int = 2
     fusion: bool = True
     multiples: tuple[str, ...] = ()
+    unaligned: tuple[str, ...] = ()
     may_spill: bool = False
 
     @property
@@ -61,9 +63,11 @@ class Variant:
 
     @property
     def alignment(self) -> dict[tuple[int, ...], list[list[str | int]]]:
-        """What is a multiple of 16 among the arguments: pointers, counted in bytes, and `multiples`."""
+        """What is a multiple of 16 among the arguments: pointers, counted in bytes, but `unaligned`, and `multiples`."""
         places: list[tuple[int, ...]] = []
         for index, (name, kind) in enumerate(self.signature.items()):
+            if name in self.unaligned:
+                continue
             if isinstance(kind, tuple):
                 places += [(index, part) for part, inner in enumerate(kind) if inner.startswith("*")]
             elif kind.startswith("*") or name in self.multiples:

@@ -1,7 +1,7 @@
 """Autotuning is data: a launch looks up what was measured before, and takes the rule of its kernel where nothing was.
 
-Nothing is ever measured here. An entry holds for one op, bucket of shapes, dtype, device, version of Triton and kernel source;
-what was measured for another is not found.
+Nothing is ever measured here. An entry holds for one op, bucket of shapes, dtype, device, versions of Triton and PyTorch, and
+kernel source; what was measured for another is not found.
 """
 
 import json
@@ -17,7 +17,7 @@ import triton
 
 from bridle_kernels.triton_variant import kernel_hash
 
-FORMAT = 1
+FORMAT = 2
 ROUNDS = 5
 """Measurements of each choice, taken in turns."""
 MARGIN = 0.02
@@ -44,6 +44,7 @@ class Entry:
     dtype: str
     device: str
     triton: str
+    torch: str
     kernel: str
     choice: Choice
     microseconds: float
@@ -52,11 +53,11 @@ class Entry:
     @property
     def key(self) -> tuple[str, ...]:
         """What a lookup has to agree on."""
-        return self.op, self.bucket, self.dtype, self.device, self.triton, self.kernel
+        return self.op, self.bucket, self.dtype, self.device, self.triton, self.torch, self.kernel
 
 
 _FIELDS: Mapping[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("op", "bucket", "dtype", "device", "triton", "kernel"), str),
+    **dict.fromkeys(("op", "bucket", "dtype", "device", "triton", "torch", "kernel"), str),
     **dict.fromkeys(("microseconds", "rule_microseconds"), (int, float)),
     "choice": dict,
 }
@@ -74,7 +75,12 @@ def lookup(op: str, bucket: str, dtype: str, device: torch.device, kernel: Any) 
     """The measured choice, empty where there is none."""
     if not _table:
         return {}
-    return _table.get((op, bucket, dtype, device_name(device), triton.__version__, kernel_hash(kernel)), {})
+    return _table.get((op, bucket, dtype, device_name(device), *versions(), kernel_hash(kernel)), {})
+
+
+def versions() -> tuple[str, str]:
+    """Of Triton, and of PyTorch, which brings the libraries that a kernel is measured with."""
+    return triton.__version__, str(torch.__version__)
 
 
 @lru_cache(maxsize=16)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bridle.architectures import ARCHITECTURES
+from bridle.backends.cpu import CpuBackend
 from bridle.backends.reference import ReferenceBackend
 from bridle.lowering import RowPlan
 from bridle.networks.configs import UNetConfig, VaeConfig
@@ -23,6 +24,7 @@ from bridle.weights import Component, Model
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CPU = torch.device("cpu")
+BACKENDS = {"reference": ReferenceBackend, "cpu": CpuBackend}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class GoldenLoop:
     table: SolverTable
 
     @classmethod
-    def read(cls, case: str) -> "GoldenLoop":
+    def read(cls, case: str, backend: str) -> "GoldenLoop":
         """case: folder below tests/goldens. A case without an autoencoder gets one of the usual factor and no weights."""
         fields = json.loads((GOLDENS / case / "config.json").read_text())
         parts = {part: load_file(GOLDENS / case / f"{part}.safetensors") for part in ("inputs", "outputs", "weights")}
@@ -53,9 +55,8 @@ class GoldenLoop:
             scheduler=fields["scheduler"],
             force_zeros_for_empty_prompt=False,
         )
-        backend = ReferenceBackend(model, CPU, torch.float32)
         table = solver_table(None, fields["steps"], base=fields["scheduler"])
-        return cls(fields, parts["inputs"], parts["outputs"], backend, table)
+        return cls(fields, parts["inputs"], parts["outputs"], BACKENDS[backend](model, CPU, torch.float32), table)
 
     def row(self, context: Tensor, conditional: bool) -> RowPlan:
         """A plain row of classifier-free guidance from its embedding [L, D]."""

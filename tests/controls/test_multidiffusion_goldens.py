@@ -5,8 +5,9 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
-from golden_loops import GoldenLoop, Watched, run
+from golden_loops import BACKENDS, GoldenLoop, Watched, run
 from torch import Tensor
 
 from bridle.controls import bootstrapping, regions, views
@@ -17,9 +18,14 @@ VIEWS = Views(window=128, stride=32)
 FACTOR = 8
 
 
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @cache
-def golden(case: str) -> GoldenLoop:
-    return GoldenLoop.read(f"multidiffusion/{case}")
+def golden(case: str, backend: str) -> GoldenLoop:
+    return GoldenLoop.read(f"multidiffusion/{case}", backend)
 
 
 def canvas(case: GoldenLoop) -> tuple[int, int]:
@@ -44,8 +50,8 @@ def guided(case: GoldenLoop, rows: Sequence[RowPlan], outputs: Tensor, window: W
     return found
 
 
-def test_panorama() -> None:
-    case = golden("public-panorama")
+def test_panorama(backend: str) -> None:
+    case = golden("public-panorama", backend)
     texts = case.inputs["text_embeddings"]
     plain = [case.row(texts[0], False), case.row(texts[1], True)]
     found, noise = windows(case), case.inputs["draw.initial_latent"][0]
@@ -94,13 +100,13 @@ def bootstrapped(case: GoldenLoop, rows: Sequence[RowPlan]) -> list[RowPlan]:
     )
 
 
-def test_backgrounds() -> None:
-    case = golden("public-region")
+def test_backgrounds(backend: str) -> None:
+    case = golden("public-region", backend)
     case.close(backgrounds(case), "background_latents")
 
 
-def test_regions() -> None:
-    case = golden("public-region")
+def test_regions(backend: str) -> None:
+    case = golden("public-region", backend)
     rows, found = bootstrapped(case, region_rows(case)), windows(case)
     noise = case.inputs["draw.initial_latent"][0]
     watched = Watched(case.backend)
@@ -115,8 +121,8 @@ def test_regions() -> None:
     assert float((without[-1] - latents[-1]).abs().max()) > 1.0
 
 
-def test_views_of_empty_regions_are_left_out() -> None:
-    case = golden("public-region")
+def test_views_of_empty_regions_are_left_out(backend: str) -> None:
+    case = golden("public-region", backend)
     masks = case.inputs["masks"][:, 0]
     touched = sum(bool(window.cut(mask).any()) for window in windows(case) for mask in masks)
     assert touched < len(windows(case)) * len(masks)

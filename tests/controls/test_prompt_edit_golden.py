@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from golden_loops import GoldenLoop, Watched, run
+from golden_loops import BACKENDS, GoldenLoop, Watched, run
 from ptp_cases import clip_tokenizer, encode
 from torch import Tensor
 
@@ -38,9 +38,9 @@ class Recorded:
         return self.blend(step, latents, source)
 
 
-@pytest.fixture(scope="module")
-def golden() -> GoldenLoop:
-    return GoldenLoop.read(f"prompt-to-prompt/{CASE}")
+@pytest.fixture(scope="module", params=BACKENDS)
+def golden(request: pytest.FixtureRequest) -> GoldenLoop:
+    return GoldenLoop.read(f"prompt-to-prompt/{CASE}", request.param)
 
 
 def tracks(golden: GoldenLoop) -> tuple[Track, Track, Recorded]:

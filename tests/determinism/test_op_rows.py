@@ -1,7 +1,8 @@
 """T1 and its control T6: a row of an op has the same bits in every batch and at every place."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -88,3 +89,39 @@ def test_t1_rows_do_not_depend_on_their_batch(
 def test_t6_sums_that_depend_on_the_batch_are_noticed() -> None:
     """T1's check on products whose order is chosen by the number of rows."""
     assert changed_rows(SplitOps(), ops_of(64, torch.float32)["linear"], (64, 8, 8), torch.float32)
+
+
+@contextmanager
+def flushing(on: bool) -> Iterator[None]:
+    """PyTorch's switch for the calling thread, which is off otherwise."""
+    assert torch.set_flush_denormal(on)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def flushes() -> bool:
+    """Whether the calling thread has subnormal numbers as zeros; the comparison is of bits, which never do."""
+    return bool((torch.tensor([1e-39]) * 1.0).view(torch.int32) == 0)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="no switch for subnormal numbers here")
+@pytest.mark.parametrize("isa", available_isas())
+def test_subnormal_sums_do_not_depend_on_the_callers_setting(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the caller's thread has its setting: flushed to zero there alone, bits would depend on who computes them."""
+    monkeypatch.setenv("BRIDLE_FORCE_ISA", isa)
+    x, matrix = 1e-20 * rand(1, 400, 64), 1e-20 * rand(2, 128, 64)
+
+    def bits(threads: int, flush: bool) -> Tensor:
+        native = NativeOps(Immediate(_core.ThreadPool(threads)), PackedWeights())
+        with flushing(flush):
+            result = native.linear(x, matrix)
+            assert flushes() is flush
+        return result.view(torch.int32)
+
+    wanted = bits(1, False)
+    assert float(wanted.view(torch.float32).abs().median()) < 1.1e-38 and bool((wanted != 0).all())
+    for threads in (1, 2, 3):
+        for flush in (False, True):
+            assert torch.equal(bits(threads, flush), wanted), (threads, flush)

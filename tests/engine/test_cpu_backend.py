@@ -1,18 +1,21 @@
 """`backend="cpu"`: every control gives what the reference backend gives, in any mixture of one batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from control_cases import CONTROLS, asked, distance
-from runs import latents, rel_l2, request
+from runs import latents, picture, rel_l2, request
 
 import bridle
 from bridle.backends import programs
 from bridle.backends.cpu import CpuBackend
 from bridle.errors import RequestError, UnsupportedError
-from bridle_kernels import available_isas
+from bridle.rows import Branch
+from bridle_kernels import active_isa, available_isas
 from bridle_kernels.attention import Segment
 from bridle_kernels.recorder import NotRecordableError, ProgramFrame
 
@@ -26,11 +29,22 @@ def native(map_folder: Path) -> bridle.Engine:
     return engine
 
 
-def test_every_control_is_the_reference(native: bridle.Engine, map_folder: Path) -> None:
-    changes = list(CONTROLS.values())
-    reference = bridle.load(map_folder, backend="reference")
-    ours, theirs = (engine.sample([asked(change) for change in changes]) for engine in (native, reference))
-    for name, one, other in zip(CONTROLS, ours, theirs, strict=True):
+@pytest.fixture(scope="module")
+def of_the_reference(map_folder: Path) -> list[bridle.Result]:
+    """Every control."""
+    return bridle.load(map_folder, backend="reference").sample([asked(change) for change in CONTROLS.values()])
+
+
+@pytest.mark.parametrize("isa", sorted({"scalar", "avx2", "avx512"} & set(available_isas())))
+def test_every_control_is_the_reference(
+    isa: str, map_folder: Path, of_the_reference: list[bridle.Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every variant that float32 has."""
+    monkeypatch.setenv("BRIDLE_FORCE_ISA", isa)
+    engine = bridle.load(map_folder, backend="cpu")
+    assert active_isa() == isa
+    ours = engine.sample([asked(change) for change in CONTROLS.values()])
+    for name, one, other in zip(CONTROLS, ours, of_the_reference, strict=True):
         assert distance(one, other) <= CLOSE, name
         for word, heat in other.maps.items():
             assert abs(one.maps[word] - heat).max() <= CLOSE, (name, word)
@@ -91,6 +105,48 @@ def test_what_stays_the_same_is_bound_once(folder: Path, monkeypatch: pytest.Mon
     bound.clear()
     latents(engine, num_inference_steps=4, attention=[bridle.CaptureMaps("cat")], prompt="a cat")
     assert len(bound) == 4 * len(set(bound))
+
+
+def test_other_numbers_record_nothing(map_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strength, guidance, schedule, length of it and prompt are data; another size is another plan."""
+    recorded: list[str] = []
+
+    def counting(name: str) -> None:
+        record = getattr(programs, name)
+        monkeypatch.setattr(programs, name, lambda *given: recorded.append(name) or record(*given))
+
+    counting("record_unet")
+    counting("record_controlnet")
+    engine = bridle.load(map_folder, backend="cpu")
+    given: dict[str, Any] = {"num_inference_steps": 3, "width": 64, "height": 64}
+    control = bridle.ControlNet("controlnet", picture(1, 64, 64), scale=0.5)
+    latents(engine, **given, controls=[control])
+    assert recorded == ["record_unet", "record_controlnet"]
+    other = {**given, "num_inference_steps": 4, "guidance_scale": 3.0, "prompt": "a blue star on a hill", "seed": 9}
+    latents(engine, **other, scheduler="dpm++ 2m", controls=[replace(control, scale=0.9, start=0.3)])
+    assert recorded == ["record_unet", "record_controlnet"]
+    latents(engine, **{**given, "width": 72}, controls=[replace(control, image=picture(1, 72, 64))])
+    assert recorded == ["record_unet", "record_controlnet"] * 2
+
+
+def test_a_controlnet_runs_where_it_is_used(map_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and steps that it adds nothing to cost nothing."""
+    rows: list[int] = []
+    branch_residuals = CpuBackend._branch
+
+    def counting(backend: CpuBackend, branch: Branch, *given: Any) -> Any:
+        rows.append(len(branch.rows))
+        return branch_residuals(backend, branch, *given)
+
+    monkeypatch.setattr(CpuBackend, "_branch", counting)
+    engine = bridle.load(map_folder, backend="cpu")
+    control = bridle.ControlNet("controlnet", picture(1, 64, 64), start=0.5)
+    small: dict[str, Any] = {"num_inference_steps": 4, "width": 64, "height": 64}
+    engine.sample([request(**small, controls=[control]), request(**small), request(**small)])
+    assert rows == [2, 2]
+    rows.clear()
+    engine.sample([request(**small, controls=[replace(control, start=0.0)])] * 2)
+    assert rows == [4] * 4
 
 
 def test_a_network_that_cannot_be_recorded_runs_op_by_op(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from bridle.backends import cache_on_disk
 from bridle.backends.cpu import CpuBackend
 from bridle.errors import RequestError
 from bridle_kernels import packed_cache
+from mapped_memory import resident
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 NETWORKS = 5
@@ -57,6 +58,27 @@ def test_a_second_engine_maps_what_the_first_packed(
     monkeypatch.setenv("BRIDLE_CACHE_DIR", "off")
     without, backend = picture(folder, dtype)
     assert torch.equal(first, without) and backend._packed._cache is None
+
+
+def test_only_the_unet_stays_in_memory(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs once for a request gives its mapped pages back, and has them again for the next one."""
+
+    def sample() -> torch.Tensor:
+        request = bridle.Request("a cat", num_inference_steps=2, width=64, height=64, output_type="np")
+        result = engine.sample(request)
+        assert isinstance(result, bridle.Result)
+        return torch.as_tensor(result.images)
+
+    def in_memory() -> list[str]:
+        return [name for name, size in resident(cache).items() if size > 0]
+
+    wanted, _ = picture(folder)
+    engine = bridle.load(folder, backend="cpu", dtype="float32")
+    assert torch.equal(sample(), wanted) and len(resident(cache)) == NETWORKS
+    (unet,) = in_memory()
+    assert torch.equal(sample(), wanted) and in_memory() == [unet]
+    monkeypatch.setattr(packed_cache.MappedMatrices, "give_back", lambda _: None)
+    assert torch.equal(sample(), wanted) and len(in_memory()) == NETWORKS
 
 
 def test_changed_weights_are_not_served(folder: Path, cache: Path, tmp_path: Path) -> None:

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
+from unittest import mock
 
 import torch
 from attention_cases import CASES, D, H, N, R, cases, rand, relative
-from device_references import plain_arithmetic
 from naive_attention import Naive, naive_attention
 from test_attention_acceptance import PROBABILITY_ROUNDING, magnitude, segments_of
 from torch import Tensor
 
-from bridle_kernels.attention import Segment, gpu
+from bridle_kernels.attention import Piece, Segment, gpu, wide
+from bridle_kernels.triton_ops import TritonOps
+from device_references import plain_arithmetic
 from numerics import assert_as_good_as_peer
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,6 +29,10 @@ PUBLISHED = [
     (64, 1024, 77),
 ]
 """Of SD 1.5, SD 2 and SDXL, for a GPU."""
+WIDE = [(264, 17, 33), (512, 13, 21)]
+"""Head dimensions above those of the fused kernel."""
+WIDE_PUBLISHED = [(512, 1024, 1024)]
+"""Of autoencoders, for a GPU."""
 Check = tuple[str, Callable[[], None]]
 
 
@@ -67,6 +73,9 @@ def checks(device: str) -> Iterator[Check]:
         for size in SIZES if device == "cpu" else SIZES + PUBLISHED:
             for kind in ("plain", "all") if size[0] in (40, 160) and size[2] <= 77 else ("plain",):
                 yield f"{kind} {size} {dtype}", lambda a=(kind, size, dtype): accepted(*a, device)
+        for size in WIDE if device == "cpu" else WIDE + WIDE_PUBLISHED:
+            for hides in (False, True):
+                yield f"wide {size} causal={hides} {dtype}", lambda a=(size, dtype, hides): wide_heads(*a, device)
     yield "causal", lambda: causal(device)
     yield "gate and sum", lambda: gate_and_sum(device)
     yield "poison", lambda: poison(device)
@@ -111,6 +120,24 @@ def causal(device: str) -> None:
     out, _ = attend(q, [plain], causal=True)
     hiding = torch.full((37, 37), -torch.inf, device=device).triu(1)[None, None]
     assert relative(out, naive(q, [replace(plain, bias=hiding)]).out) < 2e-6
+
+
+def wide_heads(size: tuple[int, int, int], dtype: torch.dtype, hides: bool, device: str) -> None:
+    """The acceptance rule for product, softmax and product in slices of five queries; if causal, K and V are of one row."""
+    q, segments = segments_of("plain", sum(size), size, dtype)
+    (rows, queries, heads, _), keys = q.shape, size[2]
+    k, v = (t[:1] if hides else t for t in (segments[0].pieces[0].k, segments[0].pieces[0].v))
+    plain = Segment((Piece(k, v),))
+    given = moved(plain, lambda t: t.to(device))
+    few = mock.patch.object(wide, "MAP_ELEMENTS", rows * heads * keys * 5 + 1)
+    with few, mock.patch.object(wide, "attention", wraps=wide.attention) as served:
+        out, again = (TritonOps().attention(q.to(device), [given], causal=hides).cpu() for _ in range(2))
+    assert served.call_count == 2 and torch.equal(out, again) and queries > 10
+    hiding = torch.full((1, 1, queries, keys), -torch.inf).triu(1) if hides else torch.zeros(1, 1, 1, 1)
+    wanted = [replace(plain, bias=hiding)]
+    exact, peer = naive_attention(q, wanted), naive_attention(q, wanted, dtype=dtype)
+    depth = size[0] + keys + 8 + PROBABILITY_ROUNDING[dtype]
+    assert_as_good_as_peer(out, exact.out, peer.out, magnitude(q, wanted), depth)
 
 
 def gate_and_sum(device: str) -> None:

@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
+import far_address_checks
 import torch
 import torch.nn.functional as F
-from device_references import plain_arithmetic
 from torch import Tensor
 
+from bridle_kernels.group_norm import triton as group_norm_kernels
 from bridle_kernels.ops import ReferenceOps
 from bridle_kernels.triton_ops import TritonOps
+from device_references import plain_arithmetic
 from numerics import assert_as_good_as_peer, assert_integer_exact
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -49,11 +51,21 @@ def checks(device: str) -> Iterator[Check]:
                 f"{name} {dtype}",
                 lambda a=(compute, magnitude, depth, dtype): accepted(*a, device),
             )
+        for shape in () if device == "cpu" else PUBLISHED:
+            # Two rows are of a U-Net, one is of an autoencoder, which has norms alone.
+            for name, (make, magnitude, depth) in list(OF_SHAPES.items())[: len(OF_SHAPES) if shape[0] == 2 else 1]:
+                yield (
+                    f"{name} {shape} {dtype}",
+                    lambda m=make, s=shape, a=(magnitude, depth, dtype): accepted(m(s), *a, device),
+                )
         yield f"upsample {dtype}", lambda dtype=dtype: upsampled(dtype, device)
         yield f"product of two images {dtype}", lambda dtype=dtype: added_products(dtype, device)
     yield "rows without a residual", lambda: untouched(device)
     yield "concatenated once", lambda: concatenated_once(device)
     yield "large means", lambda: large_means(device)
+    yield "statistics that are known", lambda: known_statistics(device)
+    if device == "cpu":
+        yield from far_address_checks.checks()
 
 
 def group_norm(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
@@ -90,12 +102,14 @@ def skip_connection(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def _terms(to: Callable[[Tensor], Tensor]) -> list[Term]:
-    mask = to(randn(19, 2, 1, 5, 7).sigmoid())
+    """Strengths, of which one is a column of a table, and masks are float32 whatever the image is."""
+    device = to(randn(19, 1)).device
+    mask, table = randn(19, 2, 1, 5, 7).sigmoid().to(device), randn(21, 3, 13).to(device)
     return [
-        Term(to(randn(20, 3, 6, 5, 7)), to(randn(21, 3))),
-        Term(to(randn(22, 2, 6, 5, 7)), to(randn(23, 2)), (2, 0), mask),
-        Term(to(randn(24, 1, 6, 1, 1)), to(randn(25, 1)), (1,)),
-        Term(to(randn(26, 1, 6, 5, 7)), to(randn(27, 1)), None, mask[:1]),
+        Term(to(randn(20, 3, 6, 5, 7)), table[:, 5]),
+        Term(to(randn(22, 2, 6, 5, 7)), randn(23, 2).to(device), (2, 0), mask),
+        Term(to(randn(24, 1, 6, 1, 1)), table[1:2, 7], (1,)),
+        Term(to(randn(26, 1, 6, 5, 7)), randn(27, 1).to(device), None, mask[:1]),
     ]
 
 
@@ -107,6 +121,72 @@ COMPUTED: dict[str, tuple[Compute, float, int]] = {
     "geglu": (geglu, 8.0, 48),
     "residuals": (residual_add, 8.0, 16),
     "skip connection": (skip_connection, 8.0, 16),
+}
+
+
+PUBLISHED = [
+    (2, 320, 64, 64),
+    (2, 640, 32, 32),
+    (2, 1280, 8, 8),
+    (2, 320, 96, 96),
+    (2, 320, 128, 128),
+    (2, 1280, 32, 32),
+    (1, 128, 256, 256),
+    (1, 256, 128, 128),
+    (1, 512, 64, 64),
+]
+"""Of SD 1.5, of SD 2 at 768 pixels, of SDXL and of autoencoders, for a GPU."""
+Shape = tuple[int, int, int, int]
+
+
+def norm_of(shape: Shape) -> Compute:
+    """Of one image, with SiLU."""
+    one, two = 1 + randn(61, shape[1]), randn(62, shape[1])
+    x = randn(60, *shape) * 3 + 1
+    return lambda ops, to: ops.group_norm(to(x), to(one), to(two), 32, 1e-5, activation="silu")
+
+
+def norm_of_pair(shape: Shape) -> Compute:
+    """Of an image and a skip of half as many channels."""
+    half, channels = shape[1] // 2, shape[1] + shape[1] // 2
+    x, skip = randn(63, *shape), randn(64, shape[0], half, *shape[2:]) + 2
+    one, two = randn(65, channels), randn(66, channels)
+    return lambda ops, to: ops.group_norm((to(x), to(skip)), to(one), to(two), 32, 1e-5)
+
+
+def norm_of_tokens(shape: Shape) -> Compute:
+    """A token per pixel."""
+    x, one, two = randn(67, *shape).flatten(2).transpose(1, 2) * 2 + 1, randn(68, shape[1]), randn(69, shape[1])
+    return lambda ops, to: ops.layer_norm(to(x), to(one), to(two), 1e-5)
+
+
+def geglu_of(shape: Shape) -> Compute:
+    """Of 64 tokens, four times as wide as the image's channels."""
+    x, weight = randn(70, shape[0], 64, shape[1]), randn(71, 8 * shape[1], shape[1]) / shape[1] ** 0.5
+    bias = randn(72, 8 * shape[1])
+    return lambda ops, to: ops.geglu(to(x), to(weight), to(bias))
+
+
+def residuals_of(shape: Shape) -> Compute:
+    """Of a ControlNet, and of another that has a mask."""
+    x, first, second = (randn(seed, *shape) for seed in (73, 74, 75))
+    mask, table = randn(76, shape[0], 1, *shape[2:]).sigmoid(), randn(77, shape[0], 13)
+
+    def compute(ops: ReferenceOps, to: Callable[[Tensor], Tensor]) -> Tensor:
+        image = to(x)
+        own = table.to(image.device)
+        terms = [Term(to(first), own[:, 5]), Term(to(second), own[:, 7], None, mask.to(image.device))]
+        return ops.residual_add(image, terms)
+
+    return compute
+
+
+OF_SHAPES: dict[str, tuple[Callable[[Shape], Compute], float, int]] = {
+    "group norm": (norm_of, 8.0, 64),
+    "group norm of two images": (norm_of_pair, 8.0, 64),
+    "layer norm": (norm_of_tokens, 8.0, 64),
+    "geglu": (geglu_of, 8.0, 1280),
+    "residuals": (residuals_of, 8.0, 16),
 }
 
 
@@ -177,3 +257,17 @@ def large_means(device: str) -> None:
     ours = OURS.group_norm(x, one, zero, 2, 1e-5)
     exact = F.group_norm(x.double(), 2, one.double(), zero.double(), 1e-5)
     assert (ours.double() - exact).abs().max() < 2e-3
+
+
+def known_statistics(device: str) -> None:
+    """Statistics are computed once and serve any number of norms of the same images, which differ in no bit."""
+    x, skip = (randn(seed, 2, 70, width).to(device) for seed, width in ((57, 8), (58, 24)))
+    one, two, scale = (randn(seed, *shape).to(device) for seed, shape in ((59, (32,)), (60, (32,)), (61, (2, 32))))
+    for images in ((torch.cat((x, skip), 2),), (x, skip)):
+        known = group_norm_kernels.statistics(images, 4, 1e-5)
+        for named in ({}, {"silu": True}, {"scale": scale, "shift": scale}):
+            wanted = group_norm_kernels.group_norm(images, one, two, 4, 1e-5, **named)
+            with mock.patch.object(group_norm_kernels, "statistics", side_effect=AssertionError("computed again")):
+                ours = group_norm_kernels.group_norm(images, one, two, 4, 1e-5, known=known, **named)
+                other = group_norm_kernels.group_norm(images, one, two, 4, 1e-5, known=known + 1.0, **named)
+            assert torch.equal(ours, wanted) and not torch.equal(other, wanted)

@@ -59,7 +59,9 @@ def magnitude(q: Tensor, segments: list[Segment]) -> Tensor:
     absolute = []
     for s in segments:
         pieces = tuple(Piece(p.k, p.v.abs(), p.length) for p in s.pieces)
-        absolute.append(replace(s, pieces=pieces, v_mix=None if s.v_mix is None else s.v_mix.abs()))
+        absolute.append(
+            replace(s, pieces=pieces, v_mix=None if s.v_mix is None else s.v_mix.abs(), weight=abs(s.weight))
+        )
     return naive_attention(q, absolute).out
 
 

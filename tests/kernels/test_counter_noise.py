@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridle_kernels.counter_noise import reference, standard_normal
+from bridle_kernels.counter_noise import choices, reference, standard_normal, uniform
 
 SHAPE = (4, 64, 64)
 ONES = 2**32 - 1
@@ -99,3 +99,22 @@ def test_extreme_words_are_finite_and_float32_is_near_float64() -> None:
 def test_too_many_elements_are_refused() -> None:
     with pytest.raises(ValueError, match="counter_noise: shape"):
         standard_normal(0, 0, 0, (2**17, 2**16))
+
+
+def test_uniform_numbers_and_choices_are_the_first_word() -> None:
+    word = reference.philox4x32((torch.arange(6), *(torch.full((6,), n) for n in (3, 2, 0))), (7, 9))[0]
+    seed = 7 + 9 * 2**32
+    assert (uniform(seed, 2, 3, (2, 3)).double() * 2**24).flatten().tolist() == [int(w) // 2**8 for w in word]
+    for options in (1, 20, 2**31 - 1):
+        chosen = choices(seed, torch.tensor([[2], [5]]), torch.tensor(3), torch.arange(6), options)
+        assert chosen[0].tolist() == [int(w) * options // 2**32 for w in word]
+
+
+def test_the_largest_word_is_below_one_and_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "philox4x32", lambda c, key: (torch.full_like(c[0], ONES),) * 4)
+    assert float(uniform(0, 0, 0, (1,))) == 1 - 2.0**-24
+    zero = torch.tensor(0)
+    assert choices(0, zero, zero, zero, 2**31 - 1).tolist() == 2**31 - 2
+    for options in (0, 2**31):
+        with pytest.raises(ValueError, match="options"):
+            choices(0, zero, zero, zero, options)

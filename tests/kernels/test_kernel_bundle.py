@@ -4,6 +4,8 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,11 @@ from bridle_kernels.geglu import triton as geglu
 from bridle_kernels.guide_step_blend.triton import guide_step_blend
 from bridle_kernels.kernel_bundle import SCRATCH, KernelBundle, KernelBundleError
 from bridle_kernels.resample import triton as resample
+from bridle_kernels.residual_add import triton as residual_kernels
 from bridle_kernels.triton_kernels import variants
 from bridle_kernels.triton_launch import Launch, serve_from
 from bridle_kernels.triton_ops import TritonOps
+from bridle_kernels.triton_variant import DTYPES
 
 ARCH = 87
 
@@ -80,17 +84,17 @@ def driver(folder: Path, compiled: list[Launch]) -> Iterator[Recorder]:
 
 
 def test_a_kernel_is_loaded_once_and_started_with_its_arguments(driver: Recorder, compiled: list[Launch]) -> None:
-    product = torch.zeros(6, 2 * 1280, dtype=torch.float16)
-    outs = [geglu.gated(product) for _ in range(2)]
+    halves = torch.zeros(6, 2 * 1280, dtype=torch.float16)
+    outs = [geglu.gated(halves) for _ in range(2)]
     assert driver.loads == [(b"geglu_fp16", "_symbol", 1024)] and not compiled
     blocks = -(-6 * 1280 // geglu.BLOCK)
     for out, start in zip(outs, driver.starts, strict=True):
-        values = [product.data_ptr(), out.data_ptr(), 1280, 6 * 1280] + [None] * SCRATCH
+        values = [halves.data_ptr(), out.data_ptr(), 1280, 6 * 1280] + [None] * SCRATCH
         assert start == (1, (blocks,), 4, 1024, values)
 
 
 @pytest.mark.parametrize(
-    "product",
+    "halves",
     [
         torch.zeros(6, 2 * 1280, dtype=torch.float64),
         torch.zeros(6, 2 * 1281, dtype=torch.float16),
@@ -99,11 +103,11 @@ def test_a_kernel_is_loaded_once_and_started_with_its_arguments(driver: Recorder
     ids=["dtype", "not a multiple", "not aligned"],
 )
 def test_what_the_bundle_lacks_is_compiled_and_said_once(
-    product: Tensor, driver: Recorder, compiled: list[Launch], caplog: pytest.LogCaptureFixture
+    halves: Tensor, driver: Recorder, compiled: list[Launch], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "bridle"):
-        geglu.gated(product)
-        geglu.gated(product)
+        geglu.gated(halves)
+        geglu.gated(halves)
     assert not driver.starts and len(compiled) == 2
     assert [record.message.split(" ")[1] for record in caplog.records] == ["geglu.triton._kernel"]
 
@@ -124,7 +128,7 @@ def attention(dim: int, queries: int, keys: int, dtype: torch.dtype, **fields: A
 
 
 def networks(dtype: torch.dtype) -> None:
-    """What the networks of SD 1.5 and SDXL start, on images of few pixels."""
+    """What the networks of SD 1.5 and SDXL and their autoencoders start, on images of few pixels."""
     ops = TritonOps()
     for channels in (320, 640, 1280):
         image, one = torch.zeros(2, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
@@ -135,6 +139,11 @@ def networks(dtype: torch.dtype) -> None:
         ops.layer_norm(image.flatten(2).transpose(1, 2), one, one, 1e-5)
         ops.geglu(torch.zeros(2, 9, 16, dtype=dtype), torch.zeros(2 * channels, 16, dtype=dtype), two)
         resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
+    for channels in (128, 256, 512):
+        image, one = torch.zeros(1, channels, 8, 8, dtype=dtype), torch.zeros(channels, dtype=dtype)
+        ops.group_norm(image, one, one, 32, 1e-6, activation="silu")
+        ops.group_norm(image, one, one, 32, 1e-6)
+        resample.upsample(image.permute(0, 2, 3, 1).contiguous(), (16, 16))
     text = torch.zeros(2, 77, 12, 64, dtype=dtype)
     ops.attention(text, [Segment((Piece(text, text),))], causal=True)
     for dim in (40, 64, 80, 160):
@@ -142,16 +151,58 @@ def networks(dtype: torch.dtype) -> None:
             attention(dim, tokens, tokens, dtype)
         columns, window = torch.tensor([[1, 2, -1]]), torch.zeros(1, 1, 256)
         attention(dim, 256, 77, dtype, capture=Capture(columns, torch.zeros(2, 256, 3)), lse=torch.zeros(2, 8, 256))
-        attention(dim, 256, 77, dtype, bias=torch.zeros(2, 1, 1, 77))
+        bias, held = torch.zeros(2, 1, 1, 77), Capture(columns, torch.zeros(2, 256, 3))
+        attention(dim, 256, 77, dtype, bias=bias)
+        attention(dim, 256, 77, dtype, bias=bias, capture=held)
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
 
 
-STEPS = (
-    *(Case(history=history, known=False, noise=False) for history in (0, 1, 2)),
-    Case(history=0, known=False),
-    Case(history=0, known=False, noise=False, draws=1),
-)
-"""Deterministic solvers, and stochastic ones with noise of either source."""
+@dataclass(frozen=True)
+class Term:
+    """See `bridle_kernels.residual_add.ResidualTerm`."""
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+def residuals(channels: int, dtype: torch.dtype) -> None:
+    """Of 1 to 4 ControlNets: strengths are columns of a table of 13 points, of which most are at no multiple of 16 bytes."""
+    x = torch.zeros(2, channels, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    table, mask = torch.zeros(2, 13), torch.zeros(2, 1, 8, 8)
+    plain = Term(torch.zeros_like(x), table[:, 5])
+    some = Term(plain.values[:1], table[1:, 7], (1,), mask[:1])
+    for count in range(1, residual_kernels.MOST + 1):
+        for terms in ([plain] * count, [plain] * (count - 1) + [some]):
+            TritonOps().residual_add(x, terms)
+            TritonOps().skip_connection(x, x, terms)
+
+
+SIDES = ((1, 1), (3, 16), (16, 48), (5, 9))
+"""Numbers that a compiler likes to take for constants, and others."""
+STEPS = [
+    Case(
+        samples=1 + place % 3,
+        height=height,
+        width=width,
+        history=history,
+        views=views,
+        known=known,
+        noise=noise,
+        draws=draws,
+    )
+    for place, (history, draws, views, known, noise) in enumerate(
+        product((0, 1, 2, 3, 6, 16), (0, 1, 2, 16), (False, True), (False, True), (False, True))
+    )
+    for height, width in (SIDES[place % len(SIDES)],)
+]
+"""Every set of features: solvers of any memory, noise of either source or both, regions and views, known regions."""
+
+
+def unaligned(value: Tensor | None) -> Tensor | None:
+    """The same at a place that is no multiple of 16 bytes, as a row of a table may be."""
+    return None if value is None else torch.cat([value.new_zeros(1), value.flatten()])[1:].view(value.shape)
 
 
 def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
@@ -164,10 +215,19 @@ def gradients(dim: int, keys: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_residuals_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
+    for channels in (320, 640, 1280):
+        residuals(channels, dtype)
+    assert not [(launch.kernel, launch.constants) for launch in compiled]
+    assert len(driver.starts) == 3 * 2 * 2 * residual_kernels.MOST
+    x = torch.zeros(1, 16, 4, 4, dtype=dtype)
+    TritonOps().residual_add(x, [Term(x, torch.zeros(1))] * (residual_kernels.MOST + 1))
+    assert len(compiled) == 1, "the control"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder, compiled: list[Launch]) -> None:
     networks(dtype)
-    for case in STEPS:
-        guide_step_blend(**arguments(case, 1, dtype))
     for dim in (40, 64, 80, 160):
         gradients(dim, 256, dtype)
         gradients(dim, 77, dtype)
@@ -175,6 +235,28 @@ def test_published_networks_compile_nothing(dtype: torch.dtype, driver: Recorder
     assert len(driver.starts) > 40 and len(driver.loads) < len(driver.starts)
     geglu.gated(torch.zeros(1, 2))
     assert len(compiled) == 1, "the control"
+
+
+def test_one_kernel_of_each_dtype_serves_every_step(driver: Recorder, compiled: list[Launch]) -> None:
+    """The control: samples of another dtype, which no engine has."""
+    for dtype, name in DTYPES.items():
+        driver.loads.clear()
+        for case in STEPS:
+            given = arguments(case, 1, dtype)
+            guide_step_blend(**given)
+            guide_step_blend(**{argument: unaligned(value) for argument, value in given.items()})
+        assert driver.loads == [(f"guide_step_blend_{name}".encode(), "_symbol", 1024)]
+    assert not compiled and len(driver.starts) == 2 * len(DTYPES) * len(STEPS)
+    guide_step_blend(**{**given, "latents": given["latents"].double()})
+    assert len(compiled) == 1
+
+
+def test_no_number_of_a_step_is_compiled_in() -> None:
+    """Also where it is compiled at its first use, Triton makes one kernel of all numbers."""
+    (variant, *others) = variants(["guide_step_blend.triton"])
+    assert [other.constants for other in others] == [variant.constants] * 2 and list(variant.constants) == ["BLOCK"]
+    numbers = {name for name, kind in variant.types.items() if kind == "i32"}
+    assert {param.name for param in variant.kernel.params if param.do_not_specialize} == numbers
 
 
 def changed(folder: Path, change: Callable[[Any], None]) -> None:
@@ -300,6 +382,14 @@ def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
         CudaDriver(library).load(b"other", "_kernel", 0)
 
 
+@pytest.mark.parametrize("changes", [{"spills": 8}, {"shared_bytes": 1 << 20}], ids=["spills", "does not fit"])
+def test_a_kernel_with_a_problem_is_not_written(changes: dict[str, int], tmp_path: Path) -> None:
+    bad = replace(Compiled("geglu_fp16", "_symbol", ARCH, 32, 0, 1024, 9), **changes)
+    with pytest.raises(KernelBundleError, match=r"geglu_fp16\.cubin"):
+        write_bundle(tmp_path, ARCH, [(bad, b"geglu_fp16")])
+    assert not (tmp_path / "manifest.json").exists()
+
+
 def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
     monkeypatch.setattr(kernel_bundle, "compile_all", lambda names, archs, jobs: asked.extend(names) or iter(()))
@@ -308,5 +398,5 @@ def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.
     assert not [name for name in asked if "40" not in name and "causal" not in name]
     asked.clear()
     export_kernels(tmp_path, ARCH, dtype=torch.float16)
-    assert {"attention_self_64_fp16", "group_norm_merge", "geglu_fp16"} <= set(asked)
+    assert {"attention_self_64_fp16", "group_norm_merge", "geglu_fp16", "guide_step_blend_fp16"} <= set(asked)
     assert not [name for name in asked if name.endswith(("_bf16", "_fp32"))]

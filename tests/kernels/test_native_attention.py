@@ -1,17 +1,18 @@
 """Attention of the C++ core: the acceptance rule for every variant, every term of the algebra, rows and threads."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from attention_cases import CASES, D, H, N, R, cases, index, rand
-from naive_attention import naive_attention
+from naive_attention import Naive, naive_attention
 from test_attention_acceptance import KINDS, PROBABILITY_ROUNDING, SIZES, magnitude, segments_of
 from torch import Tensor
 
 from bridle_kernels import _core, available_isas
 from bridle_kernels.attention import Capture, Piece, Segment, native
-from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
+from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact, unwritten
 
 DTYPES = (torch.float32, torch.bfloat16)
 Terms = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -24,26 +25,53 @@ def attention(q: Tensor, segments: list[Segment], isa: str, threads: int = 2, **
     return native.attention(q, segments, pool=_core.ThreadPool(threads), isa=isa, **named)
 
 
+def guarded_attention(q: Tensor, segments: list[Segment], isa: str, **named: object) -> Tensor:
+    """Written into poison between guards; operands keep their bits."""
+    assert native.refusal(q, segments) is None
+    rows, queries, heads, dim = q.shape
+    out = Guarded.make((rows, queries, heads * dim), q.dtype)
+    operands = native.segment_operands(segments, q)
+    given = {"gate": [1.0] * rows, "scale": dim**-0.5, **named}
+    read = [tensor for s in segments for p in s.pieces for tensor in (p.k, p.v)]
+    with unwritten(q, *read, *(operand[name] for operand in operands for name in ("weights", "bias", "v_mix"))):
+        _core.attention(_core.ThreadPool(2), q, operands, out.tensor, isa=isa, **given)
+    out.check()
+    return out.tensor
+
+
+@cache
+def wanted(kind: str, size: tuple[int, int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Exact, PyTorch's, and the magnitude of the terms: the same for every variant."""
+    q, segments = segments_of(kind, sum(size), size, dtype)
+    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=dtype)
+    return exact.out, peer.out, magnitude(q, segments)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @each_dtype
 @each_isa
 def test_acceptance(isa: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str) -> None:
-    q, segments = segments_of(kind, sum(size), size, dtype)
-    ours = attention(q, segments, isa)
-    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=dtype)
+    ours = guarded_attention(*segments_of(kind, sum(size), size, dtype), isa)
     depth = size[0] + size[2] + 8 + PROBABILITY_ROUNDING[dtype]
-    assert_as_good_as_peer(ours, exact.out, peer.out, magnitude(q, segments), depth)
+    assert_as_good_as_peer(ours, *wanted(kind, size, dtype), depth)
+
+
+@cache
+def wanted_reports(kind: str, seed: int, size: tuple[int, int, int], dtype: torch.dtype) -> tuple[Naive, Naive]:
+    """Exact and PyTorch's."""
+    q, segments = segments_of(kind, seed, size, dtype)
+    return naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
 
 
 def reports(kind: str, seed: int, size: tuple[int, int, int], dtype: torch.dtype, isa: str) -> list[Terms]:
     """Of the first segment: ours, exact, PyTorch's, and the magnitude of each thing that is reported."""
     q, segments = segments_of(kind, seed, size, dtype)
-    attention(q, segments, isa)
-    exact, peer = naive_attention(q, segments), naive_attention(q, segments, dtype=torch.float32)
+    guarded_attention(q, segments, isa)
+    exact, peer = wanted_reports(kind, seed, size, dtype)
     first, found = segments[0], []
-    for capture, wanted, other in zip(first.captures, exact.captures[0], peer.captures[0], strict=True):
-        found.append((capture.out, wanted, other, wanted.abs() + 1.0))
+    for capture, whole, other in zip(first.captures, exact.captures[0], peer.captures[0], strict=True):
+        found.append((capture.out, whole, other, whole.abs() + 1.0))
     assert first.lse is not None
     found.append((first.lse, exact.lses[0], peer.lses[0], exact.lses[0].abs() + 8.0))
     if kind == "all":
@@ -108,10 +136,28 @@ def test_even_maps_of_integers_are_exact(isa: str, dtype: torch.dtype) -> None:
     k, v = (integers(seed, 2, 64, 3, 24).to(dtype) for seed in (1, 2))
     out = torch.zeros(2, 50, 64)
     segment = Segment((Piece(k, v),), capture=Capture(None, out))
-    ours = attention(torch.zeros(2, 50, 3, 24, dtype=dtype), [segment], isa)
-    wanted = v.double().mean(1, keepdim=True).expand(2, 50, 3, 24).flatten(2)
-    assert_integer_exact(ours, wanted.to(dtype).double())
+    ours = guarded_attention(torch.zeros(2, 50, 3, 24, dtype=dtype), [segment], isa)
+    assert_integer_exact(ours, v.double().mean(1, keepdim=True).expand(2, 50, 3, 24).flatten(2))
     assert_integer_exact(out, torch.full_like(out, 1 / 64).double())
+
+
+@pytest.mark.parametrize("tied", [1, 4])
+@pytest.mark.parametrize("dim, keys", [(40, 77), (64, 257), (3, 1025)])
+@each_dtype
+@each_isa
+def test_scores_of_ten_thousand(isa: str, dtype: torch.dtype, dim: int, keys: int, tied: int) -> None:
+    """And of minus ten thousand: one dominant key gives its value, four that are alike the mean of theirs, exactly."""
+    q, k = torch.zeros(2, 33, 2, dim), integers(3, 2, keys, 2, dim)
+    v = integers(4, 2, keys, 2, dim) if tied > 1 else rand(4, 2, keys, 2, dim)
+    q[..., -1], k[..., -1] = 100.0, -100.0
+    chosen = torch.tensor([keys - 1, 0, keys // 2, 5][:tied])
+    k[:, chosen, :, -1] = 100.0
+    q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
+    capture = Capture(None, torch.zeros(2, 33, keys))
+    ours = guarded_attention(q, [Segment((Piece(k, v),), capture=capture)], isa, scale=1.0)
+    assert_integer_exact(ours, v[:, chosen].double().mean(1, keepdim=True).expand(-1, 33, -1, -1).flatten(2))
+    shares = torch.zeros(2, 33, keys, dtype=torch.float64).index_fill_(2, chosen, 1 / tied)
+    assert_integer_exact(capture.out, shares)
 
 
 @each_dtype
@@ -119,7 +165,7 @@ def test_even_maps_of_integers_are_exact(isa: str, dtype: torch.dtype) -> None:
 def test_causal_and_float32_scores(isa: str, dtype: torch.dtype) -> None:
     q, k, v = (rand(seed, 2, 77, 4, 32).to(dtype) for seed in (3, 4, 5))
     for float32_scores in (False, True):
-        ours = attention(q, [Segment((Piece(k, v),))], isa, causal=True, float32_scores=float32_scores)
+        ours = guarded_attention(q, [Segment((Piece(k, v),))], isa, causal=True, float32_scores=float32_scores)
         exact, peer = (
             torch.nn.functional.scaled_dot_product_attention(
                 *(t.to(kind).transpose(1, 2) for t in (q, k, v)), is_causal=True
@@ -160,16 +206,13 @@ def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None
 def test_results_are_added_inside_their_bounds(isa: str, dtype: torch.dtype) -> None:
     q, k, v = (rand(seed, 2, n, 2, 24).to(dtype) for seed, n in ((9, 13), (10, 9), (11, 9)))
     plain = attention(q, [Segment((Piece(k, v),))], isa)
-    buffer = poisoned((2 * 13 * 48 + 2 * GUARD,), dtype)
-    before = buffer.clone()
-    out = buffer[GUARD:-GUARD].view(2, 13, 48)
-    out.fill_(2.0)
+    target = Guarded.make((2, 13, 48), dtype)
+    out = target.tensor.fill_(2.0)
     assert attention(q, [Segment((Piece(k, v),))], isa, out=out) is out
     torch.testing.assert_close(
         out.float(), plain.float() + 2.0, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6
     )
-    for edge in (slice(None, GUARD), slice(-GUARD, None)):
-        assert torch.equal(buffer[edge].view(torch.int16), before[edge].view(torch.int16))
+    target.check()
     assert torch.equal(attention(q, [], isa), torch.zeros(2, 13, 48, dtype=dtype))
 
 

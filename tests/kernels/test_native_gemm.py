@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridle_kernels import _core, available_isas
-from numerics import GUARD, assert_as_good_as_peer, assert_integer_exact, poisoned
+from bridle_kernels.activation import activation
+from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact, unwritten
 
 _OF_BFLOAT16 = ("avx512_bf16", "amx_bf16")
 VARIANTS = [(isa, torch.float32) for isa in available_isas() if isa not in _OF_BFLOAT16]
@@ -14,8 +15,19 @@ VARIANTS += [(isa, torch.bfloat16) for isa in available_isas() if isa in ("scala
 VARIANTS += [("emulated_amx", torch.bfloat16)]
 each_variant = pytest.mark.parametrize(("isa", "dtype"), VARIANTS, ids=lambda value: str(value).removeprefix("torch."))
 
-SIZES = [(1, 2, 1), (5, 6, 63), (7, 320, 64), (97, 322, 65), (33, 640, 130), (200, 1000, 31), (95, 34, 129)]
+SIZES = [
+    (1, 2, 1),
+    (5, 6, 63),
+    (7, 320, 64),
+    (97, 322, 65),
+    (33, 640, 130),
+    (200, 1000, 31),
+    (95, 34, 129),
+    (3, 23042, 5),
+]
 """m, K, N, around the edges of tiles, blocks and panels."""
+ACTIVATED = [((97, 322, 65), kind) for kind in ("silu", "relu", "gelu", "quick_gelu", "tanh")]
+ACTIVATED += [((7, 320, 64), kind) for kind in ("gelu", "tanh")]
 CONVOLUTIONS = [
     ((4,), 8, 3, 1, (1, 1, 1, 1), None, (2, 5, 7)),
     ((32,), 65, 3, 2, (1, 1, 1, 1), None, (1, 9, 6)),
@@ -25,8 +37,16 @@ CONVOLUTIONS = [
     ((8, 4), 20, 3, 2, (0, 1, 2, 0), (5, 9), (2, 3, 5)),
     ((4,), 66, 3, 1, (1, 1, 1, 1), (11, 13), (3, 4, 3)),
     ((6, 2), 7, 1, 1, (0, 0, 0, 0), None, (2, 3, 3)),
+    ((319,), 17, 3, 1, (1, 1, 1, 1), None, (1, 3, 4)),
+    ((320,), 65, 3, 2, (1, 1, 1, 1), None, (1, 5, 3)),
+    ((321, 6), 9, 3, 1, (1, 1, 1, 1), None, (1, 2, 4)),
+    ((640,), 5, 1, 1, (0, 0, 0, 0), None, (1, 2, 5)),
+    ((2560,), 33, 3, 1, (1, 1, 1, 1), None, (1, 1, 5)),
 ]
-"""Channels of the sources, outputs, kernel, stride, padding, size after upsampling, (R, h, w)."""
+"""Channels of the sources (in bfloat16 the next even number), outputs, kernel, stride, padding, size after upsampling,
+(R, h, w)."""
+CONVOLVED = ("", "silu", "relu", "gelu", "quick_gelu", "tanh")
+"""Activations, of which each case has one."""
 
 
 def rand(seed: int, *shape: int) -> Tensor:
@@ -37,22 +57,6 @@ def integers(seed: int, *shape: int) -> Tensor:
     return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
-class Guarded:
-    """A poisoned output [m, n] between guards."""
-
-    def __init__(self, m: int, n: int, dtype: torch.dtype) -> None:
-        self.buffer = poisoned((m * n + 2 * GUARD,), dtype)
-        self.before = self.buffer.clone()
-        self.out = self.buffer[GUARD:-GUARD].view(m, n)
-
-    def check(self) -> Tensor:
-        """The output; asserts that the guards are untouched."""
-        bits, wanted = (t.view(torch.int16) for t in (self.buffer, self.before))
-        edge = GUARD * self.buffer.element_size() // 2
-        assert torch.equal(bits[:edge], wanted[:edge]) and torch.equal(bits[-edge:], wanted[-edge:])
-        return self.out
-
-
 def packed(weight: Tensor, widths: list[int], isa: str, dtype: torch.dtype) -> _core.PackedWeights:
     return _core.PackedWeights(weight.float().contiguous(), widths, str(dtype).removeprefix("torch."), isa)
 
@@ -60,26 +64,28 @@ def packed(weight: Tensor, widths: list[int], isa: str, dtype: torch.dtype) -> _
 def linear(
     x: Tensor, weight: Tensor, isa: str, threads: int = 2, residual: Tensor | None = None, **named: object
 ) -> Tensor:
-    target = Guarded(x.shape[0], weight.shape[0], x.dtype)
+    target = Guarded.make((x.shape[0], weight.shape[0]), x.dtype)
     weights = packed(weight, [x.shape[1]], isa, x.dtype)
-    _core.linear(_core.ThreadPool(threads), weights, x, target.out, residual=residual, **named)
-    return target.check()
+    with unwritten(x, residual, named.get("bias")):
+        _core.linear(_core.ThreadPool(threads), weights, x, target.tensor, residual=residual, **named)
+    target.check()
+    return target.tensor
 
 
-@pytest.mark.parametrize("activation", ["", "silu"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("size", "kind"), [*((size, "") for size in SIZES), *ACTIVATED], ids=str)
 @each_variant
-def test_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int], activation: str) -> None:
+def test_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int], kind: str) -> None:
+    """Sums from far below 0 to far above: three times a normal number and more."""
     m, k, n = size
-    x, weight, bias = rand(1, m, k).to(dtype), (rand(2, n, k) / k**0.5).to(dtype), rand(3, n)
+    x, weight, bias = (3 * rand(1, m, k)).to(dtype), (rand(2, n, k) / k**0.5).to(dtype), rand(3, n)
     residual = rand(4, m, n).to(dtype)
-    ours = linear(x, weight, isa, bias=bias, residual=residual, activation=activation)
+    ours = linear(x, weight, isa, bias=bias, residual=residual, activation=kind)
     wide = [t.double() for t in (x, weight, bias, residual)]
     exact = F.linear(*wide[:3]) + wide[3]
     peer = F.linear(x, weight, bias.to(dtype)) + residual
     magnitude = wide[0].abs() @ wide[1].abs().T + bias.abs() + wide[3].abs()
-    if activation:
-        exact, peer = F.silu(exact), F.silu(peer)
+    if kind:
+        exact, peer = activation(exact, kind), activation(peer, kind)
     assert_as_good_as_peer(ours, exact, peer, magnitude, 320 + k // 320 + 4)
 
 
@@ -87,11 +93,9 @@ def test_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int], activa
 @each_variant
 def test_linear_of_integers_is_exact(isa: str, dtype: torch.dtype, size: tuple[int, int, int]) -> None:
     m, k, n = size
-    x, weight = torch.zeros(m, k), integers(6, n, k)
-    x[:, : min(k, 30)] = integers(5, m, min(k, 30))
-    bias = integers(7, n)
-    ours = linear(x.to(dtype), weight.to(dtype), isa, bias=bias)
-    assert_integer_exact(ours, F.linear(x.double(), weight.double(), bias.double()))
+    x, weight, bias, residual = integers(5, m, k), integers(6, n, k), integers(7, n), integers(8, m, n)
+    ours = linear(x.to(dtype), weight.to(dtype), isa, bias=bias, residual=residual.to(dtype))
+    assert_integer_exact(ours, F.linear(x.double(), weight.double(), bias.double()) + residual)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -101,9 +105,11 @@ def test_gated_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int]) 
     m, k, n = size
     x, weight, bias = rand(1, m, k).to(dtype), (rand(2, 2 * n, k) / k**0.5).to(dtype), rand(3, 2 * n)
     bias[n:] = torch.linspace(-7, 7, n) if n > 1 else bias[n:]
-    target = Guarded(m, n, dtype)
+    target = Guarded.make((m, n), dtype)
     weights = _core.PackedWeights(weight.float(), [k], str(dtype).removeprefix("torch."), isa, gated=True)
-    _core.linear(_core.ThreadPool(2), weights, x, target.out, bias=bias)
+    with unwritten(x, bias):
+        _core.linear(_core.ThreadPool(2), weights, x, target.tensor, bias=bias)
+    target.check()
     exact, peer = (
         value * F.gelu(gate)
         for value, gate in (
@@ -111,7 +117,7 @@ def test_gated_linear(isa: str, dtype: torch.dtype, size: tuple[int, int, int]) 
         )
     )
     value, gate = (x.double().abs() @ weight.double().abs().T + bias.abs()).chunk(2, -1)
-    assert_as_good_as_peer(target.check(), exact, peer, value * gate, 320 + k // 320 + 8)
+    assert_as_good_as_peer(target.tensor, exact, peer, value * gate, 320 + k // 320 + 8)
 
 
 @each_variant
@@ -138,12 +144,19 @@ def conv2d(sources: list[Tensor], weight: Tensor, isa: str, case: tuple, **named
     full_height, full_width = upsample or (height, width)
     out_width = (full_width + padding[0] + padding[1] - kernel) // stride + 1
     out_height = (full_height + padding[2] + padding[3] - kernel) // stride + 1
-    target = Guarded(rows * out_height * out_width, outputs, dtype)
+    target = Guarded.make((rows * out_height * out_width, outputs), dtype)
     last = [source.permute(0, 2, 3, 1).contiguous() for source in sources]
     pool = _core.ThreadPool(2)
     options = {"kernel": [kernel, kernel], "stride": stride, "padding": list(padding), "upsample": upsample or ()}
-    _core.conv2d(pool, weights, last, target.out, **options, **named)
-    return target.check().view(rows, out_height, out_width, outputs).permute(0, 3, 1, 2)
+    with unwritten(*last, *(named.get(name) for name in ("bias", "shift", "residual"))):
+        _core.conv2d(pool, weights, last, target.tensor, **options, **named)
+    target.check()
+    return target.tensor.view(rows, out_height, out_width, outputs).permute(0, 3, 1, 2)
+
+
+def widths_of(case: tuple, dtype: torch.dtype) -> list[int]:
+    """Of the sources: bfloat16 wants even ones."""
+    return [c + c % 2 if dtype == torch.bfloat16 else c for c in case[0]]
 
 
 def torch_conv2d(x: Tensor, weight: Tensor, case: tuple) -> Tensor:
@@ -155,7 +168,8 @@ def torch_conv2d(x: Tensor, weight: Tensor, case: tuple) -> Tensor:
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @each_variant
 def test_conv2d(isa: str, dtype: torch.dtype, case: tuple) -> None:
-    channels, outputs, kernel, *_, (rows, height, width) = case
+    _, outputs, kernel, *_, (rows, height, width) = case
+    channels = widths_of(case, dtype)
     sources = [rand(10 + i, rows, c, height, width).to(dtype) for i, c in enumerate(channels)]
     weight = (rand(20, outputs, sum(channels), kernel, kernel) / (kernel**2 * sum(channels)) ** 0.5).to(dtype)
     bias, shift = rand(21, outputs), rand(22, rows, outputs)
@@ -164,20 +178,23 @@ def test_conv2d(isa: str, dtype: torch.dtype, case: tuple) -> None:
     residual = rand(23, *plain.shape).to(dtype)
     added = (bias + shift)[:, :, None, None]
     flat = residual.permute(0, 2, 3, 1).reshape(-1, outputs).contiguous()
-    ours = conv2d(sources, weight, isa, case, bias=bias, shift=shift, residual=flat)
+    kind = CONVOLVED[CONVOLUTIONS.index(case) % len(CONVOLVED)]
+    ours = conv2d(sources, weight, isa, case, bias=bias, shift=shift, residual=flat, activation=kind)
     exact = plain + added.double() + residual.double()
     peer = (torch_conv2d(x, weight, case) + added.to(dtype)) + residual
     magnitude = torch_conv2d(x.double().abs(), weight.double().abs(), case) + added.abs() + residual.abs()
+    if kind:
+        exact, peer = activation(exact, kind), activation(peer, kind)
     assert_as_good_as_peer(ours, exact, peer, magnitude, kernel**2 * sum(channels) + 4)
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 @each_variant
 def test_conv2d_of_integers_is_exact(isa: str, dtype: torch.dtype, case: tuple) -> None:
-    channels, outputs, kernel, *_, (rows, height, width) = case
-    sources = [integers(30 + i, rows, c, height, width).clamp(-1, 1) for i, c in enumerate(channels)]
-    weight = torch.zeros(outputs, sum(channels), kernel, kernel)
-    weight[:, : min(4, sum(channels))] = integers(40, outputs, min(4, sum(channels)), kernel, kernel)
+    _, outputs, kernel, *_, (rows, height, width) = case
+    channels = widths_of(case, dtype)
+    sources = [integers(30 + i, rows, c, height, width) for i, c in enumerate(channels)]
+    weight = integers(40, outputs, sum(channels), kernel, kernel)
     ours = conv2d([s.to(dtype) for s in sources], weight.to(dtype), isa, case)
     assert_integer_exact(ours, torch_conv2d(torch.cat(sources, 1).double(), weight.double(), case))
 
@@ -224,11 +241,11 @@ def test_convolutions_that_make_no_sense_are_named(changes: dict, message: str) 
 
 def test_no_rows_are_no_work() -> None:
     weights = _core.PackedWeights(rand(2, 4, 8), [8])
-    nothing = Guarded(0, 4, torch.float32)
-    _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), nothing.out)
+    nothing = Guarded.make((0, 4))
+    _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), nothing.tensor)
     taps = _core.PackedWeights(rand(2, 4, 18), [2] * 9)
-    _core.conv2d(_core.ThreadPool(2), taps, [torch.zeros(0, 3, 3, 2)], nothing.out, kernel=[3, 3])
-    assert nothing.check().shape == (0, 4)
+    _core.conv2d(_core.ThreadPool(2), taps, [torch.zeros(0, 3, 3, 2)], nothing.tensor, kernel=[3, 3])
+    nothing.check()
     with pytest.raises(ValueError, match=r"out is \[0, 5\], wants \[0, 4\]"):
         _core.linear(_core.ThreadPool(2), weights, torch.zeros(0, 8), torch.zeros(0, 5))
 

@@ -1,6 +1,7 @@
 """Copies, pools, elementwise functions, token and time embeddings of the C++ core: the acceptance rule."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,13 +11,31 @@ from torch import Tensor
 from bridle_kernels import _core
 from bridle_kernels.activation import activation, scale_shift
 from bridle_kernels.embedding import embedding, end_token
+from bridle_kernels.executor import residual_term
 from bridle_kernels.resample import average_pool, resize_mask
+from bridle_kernels.residual_add import residual_add
 from bridle_kernels.time_embedding import time_embedding
 from bridle_kernels.time_embedding.reference import frequencies
-from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact
+from numerics import Guarded, assert_as_good_as_peer, assert_integer_exact, unwritten
 
 KINDS = ("silu", "relu", "gelu", "quick_gelu", "tanh")
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """See `residual_add`."""
+
+    values: Tensor
+    scale: Tensor
+    rows: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+    def of(self, dtype: torch.dtype, absolute: bool = False) -> "Residual":
+        """In another dtype."""
+        parts = [None if part is None else part.to(dtype) for part in (self.values, self.scale, self.mask)]
+        values, scale, mask = (part.abs() if absolute and part is not None else part for part in parts)
+        return replace(self, values=values, scale=scale, mask=mask)
 
 
 def rand(seed: int, *shape: int) -> Tensor:
@@ -95,6 +114,39 @@ def test_area_pool(dtype: torch.dtype, channels: int, size: tuple[int, int]) -> 
     assert_as_good_as_peer(ours, exact, peer, resize_mask(x.double().abs(), size), 26)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@each_dtype
+def test_residual_add(dtype: torch.dtype, whole: bool) -> None:
+    """Rows in another order, values and masks that are broadcast; integers are exact. The reference is the peer."""
+    rows, channels, size = 3, 530, (13, 5)
+
+    def draw(seed: int, *shape: int) -> Tensor:
+        return (2 * rand(seed, *shape)).round().clamp(-4, 4) if whole else rand(seed, *shape)
+
+    image = draw(30, rows, channels, *size).to(dtype)
+    terms = [
+        Residual(draw(31, 2, channels, *size).to(dtype), draw(32, 2), (2, 0), draw(33, 2, 1, *size)),
+        Residual(draw(34, 1, channels, 1, 1).to(dtype), draw(35, 1)),
+        Residual(draw(36, 2, channels, *size).to(dtype), draw(37, 2), (0, 1)),
+    ]
+
+    given = [residual_term(term, last(image)) for term in terms]
+
+    def call(pool: _core.ThreadPool, out: Tensor) -> None:
+        out.copy_(last(image).flatten(1, 2))
+        with unwritten(*(term[name] for term in given for name in ("values", "mask"))):
+            _core.residual_add(pool, out, given)
+
+    ours = computed(call, dtype, rows, size[0] * size[1], channels)
+    exact, peer = (residual_add(image.to(d), [term.of(d) for term in terms]) for d in (torch.float64, dtype))
+    size_of = residual_add(image.double().abs(), [term.of(torch.float64, absolute=True) for term in terms])
+    exact, peer, size_of = (last(tensor).flatten(1, 2) for tensor in (exact, peer, size_of))
+    if whole:
+        assert_integer_exact(ours, exact)
+    else:
+        assert_as_good_as_peer(ours, exact, peer, size_of, 6)
+
+
 COPIES: dict[str, Callable[[Tensor], Tensor]] = {
     "whole": lambda x: x,
     "transposed": lambda x: x.transpose(0, 3),
@@ -113,6 +165,15 @@ COPIES: dict[str, Callable[[Tensor], Tensor]] = {
 def test_copy(dtype: torch.dtype, name: str) -> None:
     x = COPIES[name](rand(6, 3, 5, 6, 8).to(dtype))
     assert torch.equal(computed(lambda p, out: _core.copy(p, x, out), dtype, *x.shape), x)
+
+
+def test_copy_of_ids() -> None:
+    ids = torch.arange(35).view(5, 7)
+    out = torch.full((7, 5), -1)
+    _core.copy(_core.ThreadPool(1), ids.T, out)
+    assert torch.equal(out, ids.T)
+    with pytest.raises(ValueError, match="x wants int64"):
+        _core.copy(_core.ThreadPool(1), ids.int(), out)
 
 
 @each_dtype

@@ -2,9 +2,12 @@
 
 import errno
 import logging
+import mmap
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from bridle_kernels import _core, packed_cache
 from bridle_kernels.packed_cache import PackedCache
 from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.stored_weights import StoredWeights
+from mapped_memory import resident
 
 PLENTY = 1 << 30
 
@@ -54,6 +58,58 @@ def test_a_file_is_replaced_as_a_whole_and_its_readers_keep_theirs(tmp_path: Pat
     before = cache(tmp_path).load("key")
     saved(tmp_path, "key", matrices(2))
     assert same(before, matrices(1)) and same(cache(tmp_path).load("key"), matrices(2))
+
+
+LARGE = (1 << 20, 3 << 19)
+"""Matrices of which every one has pages of its own."""
+
+
+def test_pages_that_are_given_back_come_back(tmp_path: Path) -> None:
+    """Only those of one file: the others' stay in memory."""
+    files = [saved(tmp_path, key, matrices(seed, LARGE)) for seed, key in enumerate(("mine", "other"))]
+    mine, other = (cache(tmp_path).load(path.stem) for path in files)
+    sizes = {path.name: path.stat().st_size for path in files}
+    before = resident(tmp_path)
+    assert before.keys() == sizes.keys() and all(before[name] >= sizes[name] for name in sizes)
+    mine.give_back()
+    assert resident(tmp_path) == {**before, "mine.packed": 0}
+    assert same(mine, matrices(0, LARGE)) and resident(tmp_path)["mine.packed"] >= sum(LARGE)
+    assert same(other, matrices(1, LARGE))
+    packed_cache.MappedMatrices().give_back()
+
+
+def test_pages_come_back_from_a_file_that_is_gone_or_replaced(tmp_path: Path) -> None:
+    path = saved(tmp_path, "key", matrices(1, LARGE))
+    first = cache(tmp_path).load("key")
+    saved(tmp_path, "key", matrices(2, LARGE))
+    second = cache(tmp_path).load("key")
+    path.unlink()
+    for found, seed in ((first, 1), (second, 2)):
+        found.give_back()
+        assert same(found, matrices(seed, LARGE))
+
+
+def test_memory_that_is_locked_stays(tmp_path: Path) -> None:
+    class Locked(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with saved(tmp_path, "key", matrices(1, LARGE)).open("rb") as file:
+        mapping = Locked(file.fileno(), 0, access=mmap.ACCESS_READ)
+    content = bytes(mapping)
+    packed_cache.MappedMatrices(mapping).give_back()
+    assert bytes(mapping) == content and resident(tmp_path)["key.packed"] >= sum(LARGE)
+
+
+def test_memory_without_a_file_is_refused() -> None:
+    """Giving it back loses what is in it."""
+    memory = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE)
+    memory[:] = content = bytes(range(256)) * 256
+    with pytest.raises(ValueError, match="can be written"):
+        packed_cache.MappedMatrices(memory)
+    assert memory[:] == content
+    memory.madvise(mmap.MADV_DONTNEED)
+    assert memory[:] == bytes(1 << 16)
 
 
 def damaged_everywhere(content: bytes) -> list[tuple[str, bytes]]:
@@ -195,6 +251,61 @@ def test_a_network_is_packed_once_and_then_mapped(
     again = StoredWeights({name: tensor.clone() for name, tensor in file.items()}, dtype)
     assert pack_all(PackedWeights(None, cache(tmp_path)), again) == wanted
     assert set(again._converted) <= {"bias"} and set(first._converted) <= {"bias"}
+
+
+def large(seed: int) -> dict[str, Tensor]:
+    """Two matrices of a megabyte each."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(512, 512, generator=generator) for name in ("q.weight", "k.weight")}
+
+
+def packed_large(packed: PackedWeights, tensors: Mapping[str, Tensor], name: str = "") -> "list[_core.PackedWeights]":
+    with packed.network(tensors, name) as given:
+        return [packed.matrix([weight], [512]) for weight in given.values()]
+
+
+def test_a_network_that_rests_leaves_the_memory_if_it_is_mapped(tmp_path: Path) -> None:
+    """What this process has packed stays, and so do other networks."""
+    made = PackedWeights(None, store := cache(tmp_path))
+    packed = [packed_large(made, large(seed), name) for seed, name in enumerate(("mine", "other"))]
+    wanted = [[one.memory.tobytes() for one in network] for network in packed]
+    store.flush()
+    for network in packed:
+        made.rest(network)
+    assert [[one.memory.tobytes() for one in network] for network in packed] == wanted
+    assert resident(tmp_path) == {}
+    again = PackedWeights(None, cache(tmp_path))
+    mine, other = (packed_large(again, large(seed), name) for seed, name in enumerate(("mine", "other")))
+    before = resident(tmp_path)
+    assert len(before) == 2 and min(before.values()) >= 2 << 20
+    again.rest(mine)
+    assert sorted(resident(tmp_path).values()) == [0, max(before.values())]
+    assert [[one.memory.tobytes() for one in network] for network in (mine, other)] == wanted
+
+
+def test_a_network_rests_while_threads_read_it(tmp_path: Path) -> None:
+    packed_large(PackedWeights(None, store := cache(tmp_path)), tensors := large(1))
+    store.flush()
+    mapped = PackedWeights(None, cache(tmp_path))
+    matrix, _ = network = packed_large(mapped, tensors)
+    x, outs = torch.randn(4, 512), [torch.empty(4, 512) for _ in range(2)]
+
+    def products(out: Tensor) -> int:
+        """How many of forty had other bits than the first."""
+        pool, found = _core.ThreadPool(1), []
+        for _ in range(40):
+            _core.linear(pool, matrix, x, out)
+            found.append(out.numpy().tobytes())
+        return sum(one != found[0] for one in found)
+
+    with ThreadPoolExecutor(2) as threads:
+        running = [threads.submit(products, out) for out in outs]
+        while not all(one.done() for one in running):
+            mapped.rest(network)
+            time.sleep(1e-4)  # lets them have the interpreter
+    assert [one.result() for one in running] == [0, 0]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    torch.testing.assert_close(outs[0], x @ tensors["q.weight"].T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture

@@ -170,6 +170,18 @@ def test_the_arena_is_smaller_than_its_buffers() -> None:
     assert plan.nodes.count("self_attention") == plan.nodes.count("cross_attention") == 1
 
 
+def test_a_frame_counts_packed_keys_and_values_too() -> None:
+    network = Network(torch.float32)
+    frame = ProgramFrame(network.record())
+    own, element = frame.bytes - frame.plan.arena_bytes, 4
+    assert own >= 2 * ROWS * 6 * 5 * WIDTH * element
+    network.bind(frame)
+    bound = frame.bytes - frame.plan.arena_bytes - own
+    assert bound >= 2 * ROWS * 7 * WIDTH * element
+    network.bind(frame)
+    assert frame.bytes == frame.plan.arena_bytes + own + bound
+
+
 def test_what_has_no_kernel_cannot_be_recorded() -> None:
     recorder = Recorder()
     ops, x = NativeOps(recorder, PackedWeights()), recorder.input("x", (1, 4, 6, 6), torch.float32)

@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize(
     ("module", "checks"),
-    [("gpu_attention_checks", 50), ("gpu_norm_checks", 30), ("gpu_gradient_checks", 17), ("gpu_noise_checks", 7)],
+    [("gpu_attention_checks", 62), ("gpu_norm_checks", 37), ("gpu_gradient_checks", 17), ("gpu_noise_checks", 7)],
 )
 def test_in_the_interpreter(module: str, checks: int) -> None:
     outcome = subprocess.run(

@@ -22,7 +22,7 @@ from bridle_kernels.attention import triton as forward_kernels
 from bridle_kernels.attention.launch import bucket, tiles
 from bridle_kernels.attention.tune import CASES, choices
 from bridle_kernels.triton_launch import Launch
-from bridle_kernels.triton_variant import kernel_hash
+from bridle_kernels.triton_variant import DTYPES, kernel_hash
 from bridle_kernels.tuning import Entry, TuningError, fastest, read, use, write
 
 RULE = {"queries": 64, "keys": 64}
@@ -32,7 +32,7 @@ OTHERS = [{"queries": 32, "keys": 64}, {"queries": 128, "keys": 32}]
 def entry(**changes: Any) -> Entry:
     """What was measured of 77 keys of head dimension 40 in float32 on this device."""
     choice = {"queries": 16, "keys": 16, "warps": 2, "stages": 1}
-    fields = (triton.__version__, kernel_hash(forward_kernels._forward), choice, 8.0, 10.0)
+    fields = (triton.__version__, str(torch.__version__), kernel_hash(forward_kernels._forward), choice, 8.0, 10.0)
     return replace(Entry("attention", bucket(40, 77, False), "fp32", "cpu", *fields), **changes)
 
 
@@ -44,8 +44,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Launch]]:
     use([])
 
 
-def attend(keys: int = 77) -> None:
-    q, k = torch.zeros(1, 40, 2, 40), torch.zeros(1, keys, 2, 40)
+def attend(keys: int = 77, dtype: torch.dtype = torch.float32) -> None:
+    q, k = torch.zeros(1, 40, 2, 40, dtype=dtype), torch.zeros(1, keys, 2, 40, dtype=dtype)
     gpu.attention(q, [Segment((Piece(k, k),))])
 
 
@@ -66,6 +66,7 @@ def test_a_launch_takes_what_was_measured(launched: list[Launch]) -> None:
         {"dtype": "fp16"},
         {"device": "NVIDIA H200"},
         {"triton": "0.1"},
+        {"torch": "0.1"},
         {"kernel": "0" * 64},
     ],
     ids=lambda changes: next(iter(changes)),
@@ -77,6 +78,19 @@ def test_what_was_measured_of_another_is_not_taken(changes: dict[str, str], laun
     (one,) = launched
     assert (one.constants["BLOCK_N"], one.constants["BLOCK_L"]) == (rule.queries, rule.keys)
     assert (one.num_warps, one.num_stages) == (rule.warps, rule.stages)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_what_was_measured_and_is_not_sound_is_not_taken(dtype: torch.dtype, launched: list[Launch]) -> None:
+    """Two blocks of a head dimension as products of warp groups, which the compiler gets wrong."""
+    for queries, taken in ((64, tiles(40, dtype, 77, False).queries), (16, 16)):
+        choice = {"queries": queries, "keys": 16, "warps": 4, "stages": 1}
+        use([entry(dtype=DTYPES[dtype], choice=choice)])
+        attend(dtype=dtype)
+        assert launched[-1].constants["BLOCK_N"] == taken
+    use([entry(choice={"queries": 64, "keys": 16, "warps": 4, "stages": 1})])
+    attend()
+    assert launched[-1].constants["BLOCK_N"] == 64, "float32 has no warp groups"
 
 
 def test_the_fastest_by_its_median_is_chosen() -> None:
@@ -121,9 +135,9 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     [
         "",
         "[]",
-        '{"format": 2, "entries": []}',
-        '{"format": 1, "entries": [{}]}',
-        '{"format": 1, "entries": {"0": 1}}',
+        '{"format": 1, "entries": []}',
+        '{"format": 2, "entries": [{}]}',
+        '{"format": 2, "entries": {"0": 1}}',
     ],
 )
 def test_another_file_is_refused(text: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from tiny_networks import randomise, relative_l2
 
 from bridle.networks import adapters
 from bridle.networks.configs import AdapterConfig
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 
 TOLERANCE = 1e-5
 
@@ -24,7 +24,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_feature_maps(case: str) -> None:
+def test_feature_maps(case: str, ops: Ops) -> None:
     fields, size = CASES[case]
     model = T2IAdapter(**fields)
     weights = dict(randomise(model, 1))
@@ -33,8 +33,8 @@ def test_feature_maps(case: str) -> None:
     image = torch.rand((2, config.in_channels, *size), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         wanted = model(image)
-        got = adapters.adapter(ReferenceOps(), weights, config, image)
-        blank = adapters.adapter(ReferenceOps(), weights, config, image * 0)
+        got = adapters.adapter(ops, weights, config, image)
+        blank = adapters.adapter(ops, weights, config, image * 0)
     assert len(got) == len(wanted)
     for mine, theirs, without in zip(got, wanted, blank, strict=True):
         assert relative_l2(mine, theirs) <= TOLERANCE

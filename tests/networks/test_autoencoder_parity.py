@@ -12,7 +12,7 @@ from torch import Tensor
 from bridle.networks import taesd, vae
 from bridle.networks.configs import TaesdConfig, VaeConfig
 from bridle.networks.tiles import Tiling, quarter_overlap, run_tiles
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 
 TOLERANCE = 1e-5
 OPS = ReferenceOps()
@@ -51,42 +51,42 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_encode_and_decode(variant: str) -> None:
+def test_encode_and_decode(variant: str, ops: Ops) -> None:
     model, weights, config = build(1, **VARIANTS[variant])
     generator = torch.Generator().manual_seed(2)
     image = torch.rand((2, 3, 40, 56), generator=generator) * 2 - 1
-    mean, log_variance = vae.vae_encode(OPS, weights, config, image)
+    mean, log_variance = vae.vae_encode(ops, weights, config, image)
     posterior = model.encode(image).latent_dist
     assert relative_l2(mean, posterior.mean) <= TOLERANCE
     assert relative_l2(log_variance.clamp(-30, 20), posterior.logvar) <= TOLERANCE
     latents = torch.randn((2, config.latent_channels, 5, 7), generator=generator)
     wanted = model.decode(latents, return_dict=False)[0]
-    assert relative_l2(vae.vae_decode(OPS, weights, config, latents), wanted) <= TOLERANCE
+    assert relative_l2(vae.vae_decode(ops, weights, config, latents), wanted) <= TOLERANCE
     assert vae.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
 
 
 @pytest.mark.parametrize("size", [(96, 72), (64, 128), (36, 40)])
-def test_tiled(size: tuple[int, int]) -> None:
+def test_tiled(size: tuple[int, int], ops: Ops) -> None:
     model, weights, config = build(3)
     model.enable_tiling()
     generator = torch.Generator().manual_seed(4)
     image = torch.rand((2, 3, *size), generator=generator) * 2 - 1
     posterior = model.encode(image).latent_dist
-    moments = vae.moments_in_tiles(config, image, lambda tile: vae.vae_moments(OPS, weights, config, tile))
-    mean, _ = vae.split_moments(OPS, config, moments)
+    moments = vae.moments_in_tiles(config, image, lambda tile: vae.vae_moments(ops, weights, config, tile))
+    mean, _ = vae.split_moments(ops, config, moments)
     assert relative_l2(mean, posterior.mean) <= TOLERANCE
     latents = torch.randn((2, 4, size[0] // 4, size[1] // 4), generator=generator)
     wanted = model.decode(latents, return_dict=False)[0]
-    got = vae.decode_in_tiles(config, latents, lambda tile: vae.vae_decode(OPS, weights, config, tile))
+    got = vae.decode_in_tiles(config, latents, lambda tile: vae.vae_decode(ops, weights, config, tile))
     assert relative_l2(got, wanted) <= TOLERANCE
-    assert relative_l2(got, vae.vae_decode(OPS, weights, config, latents)) > 1e-4
+    assert relative_l2(got, vae.vae_decode(ops, weights, config, latents)) > 1e-4
 
 
-def test_one_tile_is_the_whole_image() -> None:
+def test_one_tile_is_the_whole_image(ops: Ops) -> None:
     _, weights, config = build(5)
     latents = torch.randn((1, 4, 8, 7), generator=torch.Generator().manual_seed(6))
-    whole = vae.vae_decode(OPS, weights, config, latents)
-    tiled = vae.decode_in_tiles(config, latents, lambda tile: vae.vae_decode(OPS, weights, config, tile))
+    whole = vae.vae_decode(ops, weights, config, latents)
+    tiled = vae.decode_in_tiles(config, latents, lambda tile: vae.vae_decode(ops, weights, config, tile))
     assert torch.equal(tiled, whole)
 
 
@@ -128,7 +128,7 @@ def test_tiles_of_a_local_network_are_the_whole_image() -> None:
 
 
 @pytest.mark.parametrize("stages", [((1, 3, 3, 3), (3, 3, 3, 1)), ((1, 2), (2, 1))])
-def test_taesd(stages: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+def test_taesd(stages: tuple[tuple[int, ...], tuple[int, ...]], ops: Ops) -> None:
     widths = (12,) * len(stages[0])
     model = AutoencoderTiny(
         encoder_block_out_channels=widths,
@@ -141,7 +141,7 @@ def test_taesd(stages: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     assert taesd.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     generator = torch.Generator().manual_seed(9)
     image = torch.rand((2, 3, 40, 24), generator=generator) * 2 - 1
-    assert relative_l2(taesd.encode(OPS, weights, config, image), model.encode(image).latents) <= TOLERANCE
+    assert relative_l2(taesd.encode(ops, weights, config, image), model.encode(image).latents) <= TOLERANCE
     latents = torch.randn((2, 4, 5, 6), generator=generator) * 3
     wanted = model.decode(latents).sample
-    assert relative_l2(taesd.decode(OPS, weights, config, latents), wanted) <= TOLERANCE
+    assert relative_l2(taesd.decode(ops, weights, config, latents), wanted) <= TOLERANCE

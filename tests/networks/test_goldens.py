@@ -16,7 +16,7 @@ from bridle.networks import adapters, controlnet, unet
 from bridle.networks.configs import AdapterConfig, ControlNetConfig, EncoderConfig, UNetConfig
 from bridle.rows import Branch, ContextPiece, ContextSegment, Residual, Residuals, Rows
 from bridle.weights.key_maps import adapter_names, controlnet_names, to_diffusers, unet_names
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 
 
 def read_floats(official: Mapping[str, Tensor], names: Mapping[str, str], prefix: str) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ def run_branch(
     return controlnet.controlnet(ops, net.weights, net.config, branch, x)
 
 
-def test_controlnet_branch() -> None:
+def test_controlnet_branch(ops: Ops) -> None:
     net, inputs, wanted = (
         load_branch(),
         load("controlnet/public-branch", "inputs"),
@@ -119,8 +119,8 @@ def test_controlnet_branch() -> None:
     for k in (1, 3, 6, 9, 11):
         close(ops.points[f"block.{k}"], wanted[f"h.{k}"], f"h.{k}")
     close(ops.points["mid"], wanted["h.mid"], "h.mid")
-    close(controlnet.encode_hint(OPS, net.weights, net.config, inputs["hint"]), wanted["guided_hint"], "guided_hint")
-    blank = run_branch(net, x, inputs["t_rows"], inputs["context"], inputs["hint"] * 0, OPS)
+    close(controlnet.encode_hint(ops, net.weights, net.config, inputs["hint"]), wanted["guided_hint"], "guided_hint")
+    blank = run_branch(net, x, inputs["t_rows"], inputs["context"], inputs["hint"] * 0, ops)
     for index in (0, 5, 12):
         close(blank[index], wanted[f"zero_hint.residual.{index}"], f"zero_hint.residual.{index}")
 
@@ -170,7 +170,7 @@ def test_unet_under_controlnet(name: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["normal", "guess"])
-def test_controlled_trajectory(mode: str) -> None:
+def test_controlled_trajectory(mode: str, ops: Ops) -> None:
     """Official DDIM, 4 steps, eta 0, guidance 9; in guess mode the unconditional row has no control at all."""
     case = "controlnet/public-unet"
     net, branch, wanted = load_unet(case), load_branch(), load(case, "outputs")
@@ -184,10 +184,10 @@ def test_controlled_trajectory(mode: str) -> None:
     for index, t in enumerate(steps):
         times = torch.full((len(rows),), float(t))
         controlled = run_branch(
-            branch, x.repeat(len(rows), 1, 1, 1), times, context[list(rows)], hint.repeat(len(rows), 1, 1, 1), OPS
+            branch, x.repeat(len(rows), 1, 1, 1), times, context[list(rows)], hint.repeat(len(rows), 1, 1, 1), ops
         )
         both = Rows(x.repeat(2, 1, 1, 1), net.time(torch.full((2,), float(t))), net.context(context))
-        eps = unet.unet(OPS, net.weights, net.config, both, scaled(controlled, scales, rows))
+        eps = unet.unet(ops, net.weights, net.config, both, scaled(controlled, scales, rows))
         guided = eps[:1] + 9.0 * (eps[1:] - eps[:1])
         now = cumulative[t]
         after = cumulative[steps[index + 1]] if index < 3 else cumulative[0]
@@ -215,14 +215,14 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("case", ADAPTERS)
-def test_adapter(case: str) -> None:
+def test_adapter(case: str, ops: Ops) -> None:
     config = AdapterConfig.from_dict(ADAPTERS[case], case)
     official = load(case, "weights")
     weights = read_floats(official, adapter_names(config), "")
     assert len(weights) == len(official)
     assert shapes(weights) == adapters.tensor_shapes(config)
     wanted = load(case, "outputs")
-    got = adapters.adapter(OPS, weights, config, load(case, "inputs")["image"])
+    got = adapters.adapter(ops, weights, config, load(case, "inputs")["image"])
     for index, feature in enumerate(got):
         close(feature, wanted[f"feature.{index}"], f"feature.{index}")
 
@@ -232,7 +232,7 @@ def adapter_residuals(net: Net, features: Mapping[str, Tensor], scale: float = 1
     return {point: (Residual(features[name], torch.full((1,), scale)),) for name, point in points.items()}
 
 
-def test_adapter_maps_and_style_tokens_in_the_unet() -> None:
+def test_adapter_maps_and_style_tokens_in_the_unet(ops: Ops) -> None:
     case = "t2i-adapter/public-unet"
     net, inputs, wanted = load_unet(case), load(case, "inputs"), load(case, "outputs")
     context = torch.cat([inputs["context_uncond"], inputs["context_cond"]])
@@ -250,7 +250,7 @@ def test_adapter_maps_and_style_tokens_in_the_unet() -> None:
         "eps.maps_rows": (replace(rows, time=net.time(inputs["t_rows"])), maps),
     }
     for name, (row_case, residuals) in cases.items():
-        close(unet.unet(OPS, net.weights, net.config, row_case, residuals), wanted[name], name)
+        close(unet.unet(ops, net.weights, net.config, row_case, residuals), wanted[name], name)
     ops = TappingOps()
     unet.unet(ops, net.weights, net.config, rows, maps)
     taps = {f"maps.in.{k}": f"block.{k}" for k in range(12)} | {"maps.mid": "mid"}
@@ -259,13 +259,13 @@ def test_adapter_maps_and_style_tokens_in_the_unet() -> None:
         close(ops.points[mine], wanted[theirs], theirs)
 
 
-def test_adapter_maps_in_the_xl_unet() -> None:
+def test_adapter_maps_in_the_xl_unet(ops: Ops) -> None:
     case = "t2i-adapter/public-xl-unet"
     fields = json.loads((GOLDENS / case / "config.json").read_text())["network"]
     config = UNetConfig.from_dict(fields, case)
     net = Net(config, {name: tensor.float() for name, tensor in load(case, "weights").items()})
     inputs, wanted = load(case, "inputs"), load(case, "outputs")
-    added = unet.added_embedding(OPS, net.weights, config, inputs["text_embeds"], inputs["time_ids"].float())
+    added = unet.added_embedding(ops, net.weights, config, inputs["text_embeds"], inputs["time_ids"].float())
     sample = inputs["z"].repeat(2, 1, 1, 1)
     rows = Rows(sample, net.time(inputs["t_rows"], added), net.context(inputs["context"]))
     features = {k: v for k, v in inputs.items() if k.startswith("features.")}
@@ -274,7 +274,7 @@ def test_adapter_maps_in_the_xl_unet() -> None:
     everything = adapter_residuals(net, features)
     cases |= {f"eps.only_map.{j}": {p: everything[p]} for j, p in enumerate(unet.adapter_points(config))}
     for name, residuals in cases.items():
-        close(unet.unet(OPS, net.weights, config, rows, residuals), wanted[name], name)
+        close(unet.unet(ops, net.weights, config, rows, residuals), wanted[name], name)
     ops = TappingOps()
     unet.unet(ops, net.weights, config, rows, everything)
     close(ops.points["mid"], wanted["maps.mid_before_add"], "mid")

@@ -18,7 +18,7 @@ from bridle.clip_images import clip_pixels
 from bridle.networks import clip_vision, image_projection
 from bridle.networks.configs import LinearProjectionConfig, MlpProjectionConfig, ResamplerConfig, VisionConfig
 from bridle.pictures import read_picture
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 
 TOLERANCE = 1e-5
 OPS = ReferenceOps()
@@ -46,7 +46,7 @@ def normal(*shape: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_image_encoder(activation: str) -> None:
+def test_image_encoder(activation: str, ops: Ops) -> None:
     fields = CLIPVisionConfig(**FIELDS, hidden_act=activation)
     model = CLIPVisionModelWithProjection(fields)
     weights = dict(randomise(model, 1))
@@ -54,11 +54,11 @@ def test_image_encoder(activation: str) -> None:
     assert clip_vision.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     pixels = normal(2, 3, 20, 20, seed=2)
     wanted = model(pixels, output_hidden_states=True)
-    got = clip_vision.image_embeds(OPS, weights, config, pixels)
+    got = clip_vision.image_embeds(ops, weights, config, pixels)
     assert relative_l2(got.squeeze(1), wanted.image_embeds) <= TOLERANCE
     assert relative_l2(got[0], got[1]) > 1e-2
     for skip in range(4):
-        hidden = clip_vision.hidden_states(OPS, weights, config, pixels, skip)
+        hidden = clip_vision.hidden_states(ops, weights, config, pixels, skip)
         assert hidden.shape == (2, config.tokens, config.width)
         assert relative_l2(hidden, wanted.hidden_states[-1 - skip]) <= TOLERANCE
 
@@ -72,17 +72,17 @@ def test_image_encoder_refuses_other_sizes_and_depths() -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 4, 5])
-def test_linear_projection(tokens: int) -> None:
+def test_linear_projection(tokens: int, ops: Ops) -> None:
     model = ImageProjection(image_embed_dim=12, cross_attention_dim=20, num_image_text_embeds=tokens)
     weights = dict(randomise(model, 3))
     config = LinearProjectionConfig(image_dim=12, context_dim=20, tokens=tokens)
     assert image_projection.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     embeds = normal(3, 12, seed=4)
-    got = image_projection.project_image(OPS, weights, config, embeds[:, None])
+    got = image_projection.project_image(ops, weights, config, embeds[:, None])
     assert relative_l2(got, model(embeds)) <= TOLERANCE
 
 
-def test_resampler() -> None:
+def test_resampler(ops: Ops) -> None:
     model = IPAdapterPlusImageProjection(
         embed_dims=24, output_dims=20, hidden_dims=28, depth=3, heads=2, num_queries=5, ffn_ratio=2
     )
@@ -90,19 +90,19 @@ def test_resampler() -> None:
     config = ResamplerConfig(image_dim=24, context_dim=20, tokens=5, width=28, mlp_width=56, heads=2, depth=3)
     assert image_projection.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     features = normal(3, 10, 24, seed=6)
-    got = image_projection.project_image(OPS, weights, config, features)
+    got = image_projection.project_image(ops, weights, config, features)
     assert relative_l2(got, model(features)) <= TOLERANCE
-    other = image_projection.project_image(OPS, weights, config, normal(3, 10, 24, seed=7))
+    other = image_projection.project_image(ops, weights, config, normal(3, 10, 24, seed=7))
     assert relative_l2(other, got) > 1e-2
 
 
-def test_mlp_projection() -> None:
+def test_mlp_projection(ops: Ops) -> None:
     model = IPAdapterFullImageProjection(image_embed_dim=24, cross_attention_dim=20)
     weights = dict(randomise(model, 8))
     config = MlpProjectionConfig(image_dim=24, context_dim=20)
     assert image_projection.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     features = normal(3, 10, 24, seed=9)
-    got = image_projection.project_image(OPS, weights, config, features)
+    got = image_projection.project_image(ops, weights, config, features)
     assert relative_l2(got, model(features)) <= TOLERANCE
 
 

@@ -8,7 +8,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from bridle.networks import text
 from bridle.networks.configs import TextConfig
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 
 TOLERANCE = 1e-5
 OPS = ReferenceOps()
@@ -49,52 +49,52 @@ def published(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_hidden_states(activation: str) -> None:
+def test_hidden_states(activation: str, ops: Ops) -> None:
     fields = CLIPTextConfig(**FIELDS, hidden_act=activation)
     model = CLIPTextModel(fields)
     weights = published(dict(randomise(model, 1)))
     config = TextConfig.from_dict(fields.to_dict(), "text_encoder/config.json")
     assert text.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
     wanted = model(make_ids(2), output_hidden_states=True)
-    got = text.clip_text(OPS, weights, config, make_ids(2))
+    got = text.clip_text(ops, weights, config, make_ids(2))
     assert relative_l2(got.hidden, wanted.last_hidden_state) <= TOLERANCE
     assert relative_l2(got.pooled, wanted.pooler_output) <= TOLERANCE
     for skip in range(3):
-        raw = text.clip_text(OPS, weights, config, make_ids(2), skip=skip, final_norm=False)
+        raw = text.clip_text(ops, weights, config, make_ids(2), skip=skip, final_norm=False)
         assert relative_l2(raw.hidden, wanted.hidden_states[-1 - skip]) <= TOLERANCE
         assert torch.equal(raw.pooled, got.pooled)
 
 
-def test_penultimate_layer_with_final_norm() -> None:
+def test_penultimate_layer_with_final_norm(ops: Ops) -> None:
     """OpenCLIP's form, which diffusers' folders express by leaving the last layer out."""
     fields = CLIPTextConfig(**FIELDS)
     model = CLIPTextModel(fields)
     weights = published(dict(randomise(model, 3)))
     config = TextConfig.from_dict(fields.to_dict(), "f")
     shorter = TextConfig.from_dict({**fields.to_dict(), "num_hidden_layers": 2}, "f")
-    skipped = text.clip_text(OPS, weights, config, make_ids(4), skip=1)
-    assert torch.equal(skipped.hidden, text.clip_text(OPS, weights, shorter, make_ids(4)).hidden)
+    skipped = text.clip_text(ops, weights, config, make_ids(4), skip=1)
+    assert torch.equal(skipped.hidden, text.clip_text(ops, weights, shorter, make_ids(4)).hidden)
 
 
 @pytest.mark.parametrize("eos", [98, 2])
-def test_projected_pooling(eos: int) -> None:
+def test_projected_pooling(eos: int, ops: Ops) -> None:
     fields = CLIPTextConfig(**{**FIELDS, "eos_token_id": eos})
     model = CLIPTextModelWithProjection(fields)
     weights = dict(randomise(model, 5))
     config = TextConfig.from_dict({**fields.to_dict(), **WITH_PROJECTION}, "f")
     assert text.tensor_shapes(config) == {name: tuple(t.shape) for name, t in weights.items()}
-    got = text.clip_text(OPS, weights, config, make_ids(6))
+    got = text.clip_text(ops, weights, config, make_ids(6))
     assert relative_l2(got.pooled, model(make_ids(6)).text_embeds) <= TOLERANCE
 
 
-def test_later_tokens_do_not_reach_earlier_ones() -> None:
+def test_later_tokens_do_not_reach_earlier_ones(ops: Ops) -> None:
     fields = CLIPTextConfig(**FIELDS)
     weights = published(dict(randomise(CLIPTextModel(fields), 7)))
     config = TextConfig.from_dict(fields.to_dict(), "f")
     ids = make_ids(8)
     changed = ids.clone()
     changed[:, 9:] = 5
-    before, after = (text.clip_text(OPS, weights, config, i).hidden for i in (ids, changed))
+    before, after = (text.clip_text(ops, weights, config, i).hidden for i in (ids, changed))
     assert torch.allclose(before[:, :9], after[:, :9], atol=1e-6)
     assert relative_l2(before[:, 9:], after[:, 9:]) > 1e-2
 

@@ -13,7 +13,7 @@ from bridle.networks import unet
 from bridle.networks.configs import UNetConfig
 from bridle.networks.layout import level_sizes
 from bridle.rows import ContextPiece, ContextSegment, Residual, SiteTerms
-from bridle_kernels.ops import ReferenceOps
+from bridle_kernels.ops import Ops, ReferenceOps
 from bridle_kernels.resample import resize_mask
 
 TOLERANCE = 1e-5
@@ -45,18 +45,18 @@ def theirs(model: UNet2DConditionModel, config: UNetConfig, inputs: Inputs, **ex
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_output(family: str) -> None:
+def test_output(family: str, ops: Ops) -> None:
     model, weights, config = build(family, 1)
     inputs = make_inputs(config, 2)
-    got = unet.unet(ReferenceOps(), weights, config, make_rows(weights, config, inputs), {})
+    got = unet.unet(ops, weights, config, make_rows(weights, config, inputs), {})
     assert relative_l2(got, theirs(model, config, inputs)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("size", [(24, 20), (18, 13), (7, 33), (1, 5)])
-def test_odd_latent_sizes(size: tuple[int, int]) -> None:
+def test_odd_latent_sizes(size: tuple[int, int], ops: Ops) -> None:
     model, weights, config = build("sd1", 3)
     inputs = make_inputs(config, 4, size)
-    got = unet.unet(ReferenceOps(), weights, config, make_rows(weights, config, inputs), {})
+    got = unet.unet(ops, weights, config, make_rows(weights, config, inputs), {})
     assert relative_l2(got, theirs(model, config, inputs)) <= TOLERANCE
 
 
@@ -108,7 +108,7 @@ def test_every_block(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl", "small"])
-def test_residual_points(family: str) -> None:
+def test_residual_points(family: str, ops: Ops) -> None:
     """Adapter maps on the running tensor and the skip copy, ControlNet residuals on the skip copy and the middle."""
     model, weights, config = build(family, 7)
     inputs = make_inputs(config, 8)
@@ -132,7 +132,7 @@ def test_residual_points(family: str) -> None:
     residuals = {p: (Residual(m, one),) for p, m in maps.items()}
     residuals |= {f"skip.{k}": (Residual(r / 2, 2 * one),) for k, r in enumerate(skips)}
     residuals["mid"] = (*residuals.get("mid", ()), Residual(mid, one))
-    got = unet.unet(ReferenceOps(), weights, config, make_rows(weights, config, inputs), residuals)
+    got = unet.unet(ops, weights, config, make_rows(weights, config, inputs), residuals)
     assert relative_l2(got, wanted) <= TOLERANCE
     assert relative_l2(got, plain) > 1e-2
 
@@ -141,30 +141,29 @@ def skip_count(config: UNetConfig) -> int:
     return len(unet.controlnet_points(config)) - 1
 
 
-def test_conv_in_point_is_the_first_block() -> None:
+def test_conv_in_point_is_the_first_block(ops: Ops) -> None:
     _, weights, config = build("sd1", 10)
     inputs = make_inputs(config, 11)
     rows = make_rows(weights, config, inputs)
     term = (Residual(torch.randn(3, 32, 16, 16, generator=torch.Generator().manual_seed(12)), torch.ones(3)),)
-    at_conv_in = unet.unet(ReferenceOps(), weights, config, rows, {"conv_in": term})
-    at_block = unet.unet(ReferenceOps(), weights, config, rows, {"block.0": term})
+    at_conv_in = unet.unet(ops, weights, config, rows, {"conv_in": term})
+    at_block = unet.unet(ops, weights, config, rows, {"block.0": term})
     assert torch.equal(at_conv_in, at_block)
-    assert not torch.equal(at_conv_in, unet.unet(ReferenceOps(), weights, config, rows, {}))
+    assert not torch.equal(at_conv_in, unet.unet(ops, weights, config, rows, {}))
 
 
-def test_rows_permuted_in_rows_permuted_out() -> None:
+def test_rows_permuted_in_rows_permuted_out(ops: Ops) -> None:
     _, weights, config = build("sd1", 13)
     inputs = make_inputs(config, 14)
     order = torch.tensor([2, 0, 1])
     permuted = Inputs(*(getattr(inputs, name)[order] for name in Inputs.__dataclass_fields__))
-    ops = ReferenceOps()
     straight = unet.unet(ops, weights, config, make_rows(weights, config, inputs), {})
     got = unet.unet(ops, weights, config, make_rows(weights, config, permuted), {})
     assert relative_l2(got, straight[order]) <= 1e-6
     assert relative_l2(got, straight) > 1e-2
 
 
-def test_segments_shared_rows_lengths_and_weight_maps() -> None:
+def test_segments_shared_rows_lengths_and_weight_maps(ops: Ops) -> None:
     """Two half-weight segments over shared, shortened text equal one plain segment over the text it stands for."""
     _, weights, config = build("sd1", 15)
     inputs = make_inputs(config, 16)
@@ -172,7 +171,7 @@ def test_segments_shared_rows_lengths_and_weight_maps() -> None:
     text[2] = text[0]
     plain = make_rows(weights, config, replace(inputs, context=text))
     padded = torch.cat([inputs.context[:2], torch.full((2, 3, 32), torch.nan)], 1)
-    sites = unet.cross_kv(ReferenceOps(), weights, config, padded)
+    sites = unet.cross_kv(ops, weights, config, padded)
     piece = ContextPiece(sites, torch.full((3,), text.shape[1], dtype=torch.int32))
     reads = torch.tensor([0, 1, 0], dtype=torch.int32)
     left = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(17))
@@ -185,7 +184,6 @@ def test_segments_shared_rows_lengths_and_weight_maps() -> None:
         return ContextSegment((piece,), reads, reads, sites=terms)
 
     context = (segment(left), segment(1 - left))
-    ops = ReferenceOps()
     wanted = unet.unet(ops, weights, config, plain, {})
     got = unet.unet(ops, weights, config, replace(plain, context=context), {})
     assert relative_l2(got, wanted) <= TOLERANCE
@@ -248,10 +246,10 @@ def test_half_precision_stays_in_its_dtype(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.slow
-def test_full_size_sd15() -> None:
+def test_full_size_sd15(ops: Ops) -> None:
     model = UNet2DConditionModel(cross_attention_dim=768)
     weights = dict(randomise(model, 27))
     config = UNetConfig.from_dict(dict(model.config), "unet/config.json")
     inputs = make_inputs(config, 28, (64, 64), rows=2)
-    got = unet.unet(ReferenceOps(), weights, config, make_rows(weights, config, inputs), {})
+    got = unet.unet(ops, weights, config, make_rows(weights, config, inputs), {})
     assert relative_l2(got, theirs(model, config, inputs)) <= TOLERANCE

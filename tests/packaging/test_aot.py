@@ -12,11 +12,15 @@ from bridle.cli import app
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
 
+import triton
+import triton.language as tl
+
 from bridle_exporters.aot import ARCHITECTURES, SHARED_LIMIT, Compiled, checked, compile_variant, main, print_table
 from bridle_kernels.kernel_bundle import SCRATCH
 from bridle_kernels.triton_kernels import variants
+from bridle_kernels.triton_variant import Variant
 
-CHOSEN = ["upsample_fp16", "group_norm_silu_fp32", "residual_add_4_bf16", "guide_step_blend_0_draws_fp16"]
+CHOSEN = ["upsample_fp16", "group_norm_silu_fp32", "residual_add_4_bf16", "guide_step_blend_fp16"]
 SIZES = {"i32": 4, "fp32": 4, "i64": 8}
 
 
@@ -81,6 +85,27 @@ def test_what_spills_or_does_not_fit_is_a_problem(arch: int) -> None:
     assert "spills 8 bytes" in str(Compiled("k", "f", arch, 255, 8, 0, 1).problem)
     assert Compiled("k", "f", arch, 255, 8, 0, 1, may_spill=True).problem is None
     assert all("gradient" in variant.name for variant in variants() if variant.may_spill)
+
+
+@triton.jit
+def _kernel_of_sums(x, out, KIND: tl.constexpr):
+    value = tl.load(x + tl.program_id(0))
+    if KIND == 0:
+        tl.store(out, value)
+    if KIND == 1:
+        tl.atomic_add(out, value)
+    if KIND == 2:
+        tl.store(out + 1, tl.atomic_add(out, value))
+    if KIND == 3:
+        tl.inline_asm_elementwise("red.global.add.f32 [$1], 1.0; mov.u32 $0, 0;", "=r,l", [out], tl.int32, False, 1)
+
+
+@pytest.mark.parametrize(("kind", "found"), [(0, 0), (1, 1), (2, 1), (3, 1)], ids=["none", "red", "atom", "assembly"])
+def test_an_atomic_operation_is_a_problem(kind: int, found: int) -> None:
+    variant = Variant(f"sums_{kind}", _kernel_of_sums, {"x": "*fp32", "out": "*fp32"}, {"KIND": kind}, num_warps=1)
+    compiled, _ = compile_variant(variant, 80)
+    assert compiled.atomics == found
+    assert (compiled.problem is None) == (found == 0) and ("atomic" in str(compiled.problem)) == (found > 0)
 
 
 def test_export_writes_what_the_manifest_says(tmp_path: Path) -> None:

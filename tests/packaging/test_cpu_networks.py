@@ -2,12 +2,20 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 import cpu_networks
 import cpu_profile
+import cpu_start
+from bridle.new_model import write_new_model
+from bridle_kernels import _core
+from bridle_kernels.attention import Piece, Segment
+from bridle_kernels.native_ops import NativeOps
+from bridle_kernels.packed_weights import PackedWeights
+from bridle_kernels.recorder import ProgramFrame, Recorder
 from cpu import gates, report
 from cpu.ceiling import Ceiling, higher, name_for
 from cpu.measure import Measurement, Session, interleaved
@@ -94,6 +102,30 @@ def test_rounds_take_turns() -> None:
     assert seconds == {"a": [1.0, 6.0], "b": [2.0, 4.0], "c": [3.0, 5.0]}
 
 
+def test_what_is_added_to_a_workload_has_its_price_from_the_same_rounds(tmp_path: Path) -> None:
+    class Timed:
+        def __init__(self, workload: str, system: str, seconds: float) -> None:
+            self.workload, self.system, self.run = workload, system, lambda: seconds
+
+        def peak(self) -> dict[str, float]:
+            return {"run_mib": 100.0}
+
+    session = Session(Workspace(tmp_path, "tiny"), "capture", threads=1, rounds=1)
+    session._found.systems |= {"bridle-bf16": {}, "eager-bf16": {}}
+    group = [
+        Timed("capture", "bridle-bf16", 4.2),
+        Timed("step", "bridle-bf16", 4.0),
+        Timed("capture", "eager-bf16", 8.4),
+    ]
+    session._run_group(group)  # type: ignore[arg-type]
+    assert session._found.systems["bridle-bf16"] == {
+        **dict.fromkeys(("seconds", "fastest", "slowest"), 4.2),
+        **{"over_step": 1.05, "run_mib": 100.0},
+    }
+    assert "over_step" not in session._found.systems["eager-bf16"]
+    assert session._found.pairs == {("bridle-bf16", "eager-bf16"): 2.0}
+
+
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     process = Process(Workspace(tmp_path, "tiny"), "step", "bridle-fp32", 1)
     with pytest.raises(SystemFailure, match="ModelLoadError"):
@@ -123,6 +155,15 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "relative distance" in found.systems["bridle-fp32"]["problem"] and not found.pairs
 
 
+def test_a_start_of_a_small_model(tmp_path: Path) -> None:
+    write_new_model("tiny", tmp_path / "tiny")
+    row = cpu_start.start(str(tmp_path / "tiny"), "float32", steps=1, side=64, cache="off")
+    assert all(value > 0.0 for value in row.values())
+    assert row["load_seconds"] < row["first_image_seconds"]
+    over = row["first_image_seconds"] / (row["load_seconds"] + row["second_image_seconds"])
+    assert row["over_load_and_image"] == pytest.approx(over, rel=0.02)
+
+
 def test_ceilings() -> None:
     with Ceiling() as ceiling:
         found = ceiling.measure(1)
@@ -142,3 +183,18 @@ def test_profiles_of_plans() -> None:
     assert lines[0] == "5.000 s, 4.000 s of it in 3 ops of plans"
     assert lines[1].split() == ["conv2d", "2", "3.000", "s", "75.0%"]
     assert lines[-1].split() == ["2", "conv2d", "2000.0", "ms"]
+
+
+def test_profiles_say_what_frames_hold() -> None:
+    recorder = Recorder()
+    heads = recorder.input("x", (1, 64, 16), torch.float32).unflatten(-1, (2, 8))
+    attended = NativeOps(recorder, PackedWeights()).attention(heads, (Segment((Piece(heads, heads),)),))
+    frame = ProgramFrame(recorder.finish([attended]))
+    frame.inputs["x"].zero_()
+    with cpu_profile.profiled() as (profile, held):
+        for _ in range(2):
+            frame.run(_core.ThreadPool(1))
+    assert [name for name, _ in profile] == ["self_attention"] * 2
+    assert held == {frame.plan: frame.bytes} and frame.bytes > frame.plan.arena_bytes
+    sizes = {mock.Mock(arena_bytes=2**20): 3 * 2**19, mock.Mock(arena_bytes=0): 2**19}
+    assert cpu_profile.memory(sizes) == "frames of 2 plans: 2.0 MiB, 1.0 of it arenas"

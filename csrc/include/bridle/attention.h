@@ -67,7 +67,7 @@ struct AttentionArguments {
 };
 
 // An attention that is computed several times with the same tensors, whose contents change: neither `pack` nor `attend`
-// allocates once every thread has done its share of one, but for V pre-mixes and mass shifts.
+// allocates once every thread has done its share of one as large.
 class PreparedAttention {
  public:
   // Sizes and indices are the caller's to check. Throws std::invalid_argument for dtypes that have no variant.

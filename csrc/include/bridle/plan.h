@@ -84,6 +84,8 @@ class Frame {
 
   std::byte* at(int32_t buffer) const;
   const Plan& plan() const { return *plan_; }
+  // What it holds: the arena, and the packed keys and values of the attentions, which grow with what is bound.
+  size_t bytes() const;
 
   // The segments of a port from now on; everything that they point to must live until they are replaced.
   void bind_segments(int32_t port, std::vector<AttentionSegment> segments);

@@ -39,7 +39,8 @@ class ThreadPool {
 
   // Calls task(0) ... task(count - 1), each once, and returns when all have returned. Thread w has the tasks from
   // w * count / threads on: which thread runs what never depends on timing. Where another caller has the pool, this
-  // one runs its tasks alone. The first exception of a task is thrown here, after all threads have ended; it costs the
+  // one runs its tasks alone. Tasks round to nearest and keep subnormal numbers, whatever the caller's thread does
+  // before and afterwards. The first exception of a task is thrown here, after all threads have ended; it costs the
   // thread's other tasks. A task must not call run itself, and a pool does not survive fork().
   void run(int64_t count, const Task& task);
 

@@ -47,13 +47,16 @@ AttentionScratch& own_scratch() {
 void measure_masses(AttentionPlan& plan, size_t index, ThreadPool& pool) {
   const PreparedSegment& segment = plan.segments[index];
   const AttentionMass& mass = segment.source().mass;
-  plan.masses[index].assign(plan.rows * plan.heads * mass.count, 0.0f);
+  std::fill(plan.masses[index].begin(), plan.masses[index].end(), 0.0f);
   pool.run(plan.rows * plan.heads, [&](int64_t task) {
     const int64_t row = task / plan.heads, head = task % plan.heads;
     if (!segment.present(row)) return;
-    std::vector<double> sums(mass.count, 0.0);
+    AttentionScratch& scratch = own_scratch();
+    scratch.sums.reserve(mass.count * sizeof(double));
+    auto* const sums = reinterpret_cast<double*>(scratch.sums.data());
+    std::fill(sums, sums + mass.count, 0.0);
     for (int64_t first = 0; first < plan.queries; first += plan.variant.block_queries) {
-      QueryBlock(plan, row, first, own_scratch()).add_masses(segment, head, sums);
+      QueryBlock(plan, row, first, scratch).add_masses(segment, head, sums);
     }
     for (int64_t s = 0; s < mass.count; ++s) {
       plan.masses[index][task * mass.count + s] = static_cast<float>(sums[s]);
@@ -98,8 +101,8 @@ PreparedAttention::PreparedAttention(AttentionArguments arguments, Isa isa) {
     made.segments.emplace_back(segment, made.heads, made.dim, variant);
     state_->packed_bytes += static_cast<size_t>(made.segments.back().bytes());
     state_->pack_ends.push_back(tasks += made.segments.back().pack_tasks());
+    made.masses.emplace_back(made.rows * made.heads * segment.mass.count);
   }
-  made.masses.resize(made.segments.size());
   state_->takes_turns = heads_take_turns(*made.arguments);
 }
 
@@ -115,7 +118,7 @@ void PreparedAttention::pack(std::byte* memory, ThreadPool& pool) {
   const std::vector<int64_t>& ends = state_->pack_ends;
   pool.run(ends.empty() ? 0 : ends.back(), [&](int64_t task) {
     const size_t index = std::upper_bound(ends.begin(), ends.end(), task) - ends.begin();
-    state_->plan.segments[index].pack(index == 0 ? task : task - ends[index - 1]);
+    state_->plan.segments[index].pack(index == 0 ? task : task - ends[index - 1], own_scratch().mixed);
   });
 }
 

@@ -62,12 +62,12 @@ PreparedSegment::Source PreparedSegment::value_source(int64_t row) const {
   return {segment_.v_rows[row], own ? static_cast<int32_t>(row) : 0};
 }
 
-void PreparedSegment::pack(int64_t task) const {
+void PreparedSegment::pack(int64_t task, AlignedBuffer& mixed) const {
   const int64_t source = task / heads_, head = task % heads_, keys = static_cast<int64_t>(key_sources_.size());
   if (source < keys) {
     pack_keys(key_sources_[source], source, head);
   } else {
-    pack_values(value_sources_[source - keys], source - keys, head);
+    pack_values(value_sources_[source - keys], source - keys, head, mixed);
   }
 }
 
@@ -80,15 +80,14 @@ void PreparedSegment::pack_keys(const Source& source, int64_t slot, int64_t head
   }
 }
 
-void PreparedSegment::pack_values(const Source& source, int64_t slot, int64_t head) const {
+void PreparedSegment::pack_values(const Source& source, int64_t slot, int64_t head, AlignedBuffer& mixed) const {
   std::byte* out =
       data_ + static_cast<int64_t>(key_sources_.size()) * heads_ * keys_bytes_ + (slot * heads_ + head) * values_bytes_;
-  std::vector<float> mixed;
-  if (mixes()) mix_values(source, head, mixed);
+  const float* const values = mixes() ? mix_values(source, head, mixed) : nullptr;
   for (int64_t i = 0; i < pieces(); ++i) {
     const Strided& v = segment_.pieces[i].v;
     if (mixes()) {
-      value_layouts_[i].pack(out, {mixed.data() + first_keys_[i] * dim_, Dtype::kFloat32, dim_, 1});
+      value_layouts_[i].pack(out, {values + first_keys_[i] * dim_, Dtype::kFloat32, dim_, 1});
     } else {
       value_layouts_[i].pack(out, {address(v, start_of(v, source.first, head)), v.dtype, v.strides[1], 1});
     }
@@ -96,9 +95,12 @@ void PreparedSegment::pack_values(const Source& source, int64_t slot, int64_t he
   }
 }
 
-// mixed: [keys][dim], v_mix times the concatenated values, rounded as values are. What no key uses is not read.
-void PreparedSegment::mix_values(const Source& source, int64_t head, std::vector<float>& mixed) const {
-  mixed.assign(keys() * dim_, 0.0f);
+// [keys][dim], v_mix times the concatenated values, rounded as values are. What no key uses is not read.
+const float* PreparedSegment::mix_values(const Source& source, int64_t head, AlignedBuffer& memory) const {
+  const int64_t count = keys() * dim_;
+  memory.reserve(count * sizeof(float));
+  auto* const mixed = reinterpret_cast<float*>(memory.data());
+  std::fill(mixed, mixed + count, 0.0f);
   int64_t value = 0;
   for (const AttentionPiece& piece : segment_.pieces) {
     const Strided& v = piece.v;
@@ -114,8 +116,9 @@ void PreparedSegment::mix_values(const Source& source, int64_t head, std::vector
     }
   }
   if (segment_.pieces[0].v.dtype == Dtype::kBFloat16) {
-    for (float& m : mixed) m = BFloat16::widen(BFloat16::narrow(m));
+    for (int64_t i = 0; i < count; ++i) mixed[i] = BFloat16::widen(BFloat16::narrow(mixed[i]));
   }
+  return mixed;
 }
 
 float PreparedSegment::mix(int64_t row, int64_t key, int64_t value) const {

@@ -19,9 +19,9 @@ class PreparedSegment {
   int64_t bytes() const { return bytes_; }
   void place(std::byte* data) { data_ = data; }
 
-  // Packing in independent tasks.
+  // Packing in independent tasks. mixed: memory of the task's thread for values that are mixed.
   int64_t pack_tasks() const { return static_cast<int64_t>(key_sources_.size() + value_sources_.size()) * heads_; }
-  void pack(int64_t task) const;
+  void pack(int64_t task, AlignedBuffer& mixed) const;
 
   const AttentionSegment& source() const { return segment_; }
   int64_t keys() const { return first_keys_.back(); }
@@ -50,8 +50,8 @@ class PreparedSegment {
 
   Source value_source(int64_t row) const;
   void pack_keys(const Source& source, int64_t slot, int64_t head) const;
-  void pack_values(const Source& source, int64_t slot, int64_t head) const;
-  void mix_values(const Source& source, int64_t head, std::vector<float>& mixed) const;
+  void pack_values(const Source& source, int64_t slot, int64_t head, AlignedBuffer& mixed) const;
+  const float* mix_values(const Source& source, int64_t head, AlignedBuffer& memory) const;
 
   const AttentionSegment& segment_;
   int64_t heads_, dim_;

@@ -256,7 +256,8 @@ void QueryBlock::shift_query(size_t index, int64_t head, int64_t i, float* map) 
       if (key >= 0) change(s, key, mass.share[row_ * mass.count + s]);
     }
   };
-  std::vector<float> given(mass.count, 0.0f);
+  scratch_.given.reserve(mass.count * sizeof(float));
+  float* const given = floats(scratch_.given);
   each([&](int64_t s, int64_t key, float share) { given[s] = map[key] * share; });
   each([&](int64_t s, int64_t key, float share) {
     const int64_t window = mass.window.shape[1] == 1 ? 0 : s;
@@ -264,7 +265,7 @@ void QueryBlock::shift_query(size_t index, int64_t head, int64_t i, float* map) 
   });
 }
 
-void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums) {
+void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, double* sums) {
   const AttentionMass& mass = segment.source().mass;
   keeps_ = true;
   plan_.variant.enter();

@@ -12,7 +12,7 @@ namespace bridle {
 
 constexpr int64_t kMostQueries = 64;
 
-// What all tasks of an attention share. masses: [segments][R][H][S], those before the shift.
+// What all tasks of an attention share. masses: [segments][R][H][S], those before the shift, of segments with one.
 struct AttentionPlan {
   const AttentionVariant& variant;
   std::vector<PreparedSegment> segments;
@@ -28,7 +28,7 @@ struct KeyBlock {
 
 // Memory of one task at a time, kept by its thread.
 struct AttentionScratch {
-  AlignedBuffer total, output, scores, weights, queries, row;
+  AlignedBuffer total, output, scores, weights, queries, row, given, sums, mixed;
   std::vector<KeyBlock> key_blocks;
 };
 
@@ -40,7 +40,7 @@ class QueryBlock {
   void attend(int64_t head);
 
   // Adds the masses of a segment's shifted columns [S] over these queries.
-  void add_masses(const PreparedSegment& segment, int64_t head, std::vector<double>& sums);
+  void add_masses(const PreparedSegment& segment, int64_t head, double* sums);
 
  private:
   void add_segment(size_t index, int64_t head);

@@ -120,7 +120,7 @@ class CpuBackend(ReferenceBackend):
         return controlnet.named_residuals(self.ops, branch, sample, frame.outputs)
 
     def run_network(self, name: Hashable, weights: Weights, network: Network, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """See `ReferenceBackend.run_network`."""
+        """See `ReferenceBackend.run_network`. These networks run rarely: their mapped weights leave the memory meanwhile."""
         key = (name, id(weights), *((tuple(tensor.shape), tensor.dtype) for tensor in inputs))
         try:
             with self._networks.frame(
@@ -129,6 +129,7 @@ class CpuBackend(ReferenceBackend):
                 for place, tensor in zip(frame.inputs.values(), inputs, strict=True):
                     place.copy_(tensor)
                 frame.run(self._pool)
+                self._packed.rest(frame.matrices)
                 return tuple(output.clone() for output in frame.outputs)
         except NotRecordableError:
             return super().run_network(name, weights, network, *inputs)

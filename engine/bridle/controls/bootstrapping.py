@@ -1,8 +1,9 @@
 """Bootstrapping of latent regions: in the first steps each sees a noised flat background around itself.
 
-MultiDiffusion, arXiv 2302.08113, `MultiDiffusion.generate` of region_based.py. Random draws come from the image's own generator
-in the official order: colours, one posterior draw per background, then (after the initial latents) the background of each
-region for every step and view.
+MultiDiffusion, arXiv 2302.08113, `MultiDiffusion.generate` of region_based.py. What is random comes from the image's own source
+of noise, in the official order: colours, one posterior draw per background, then (after the initial latents) the background of
+each region for every step and view. The noise on a background is that of the initial latents. All of it is drawn before the
+first step; counted, it depends on the seed, the step, the view and the region alone.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from bridle.backends.reference import ReferenceBackend
 from bridle.image_conditioning import encode_moments, from_moments
 from bridle.lowering import Bootstrap, RowPlan, Window
+from bridle.noise import NoiseSource, StartDraw
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +26,16 @@ class Backgrounds:
     draws: Tensor
 
 
-def draw_backgrounds(count: int, window: tuple[int, int], channels: int, generator: torch.Generator) -> Backgrounds:
+def draw_backgrounds(count: int, window: tuple[int, int], channels: int, noise: NoiseSource) -> Backgrounds:
     """Colours and draws for `count` backgrounds as large as a window (h, w) of latent cells."""
-    colours = torch.rand((count, 3), generator=generator)
-    draws = [torch.randn((1, channels, *window), generator=generator) for _ in range(count)]
+    colours = noise.uniform(StartDraw.COLOURS, (count, 3))
+    draws = [noise.start(StartDraw.BACKGROUND + index, (1, channels, *window)) for index in range(count)]
     return Backgrounds(colours, torch.cat(draws))
 
 
-def draw_picks(steps: int, count: int, views: int, regions: int, generator: torch.Generator) -> Tensor:
+def draw_picks(steps: int, count: int, views: int, regions: int, noise: NoiseSource) -> Tensor:
     """[steps, views, regions]: which background each region sees. Drawn for views too where a region is empty."""
-    draws = [torch.randint(0, count, (regions,), generator=generator) for _ in range(steps * views)]
-    return torch.stack(draws).reshape(steps, views, regions)
+    return noise.choices((steps, views, regions), count)
 
 
 def encode_backgrounds(

@@ -128,7 +128,9 @@ def _shift(mass: MassShift, segment: Segment, seen: Tensor, queries: int) -> Gpu
     index = columns.clamp(min=0)
     named = (columns >= 0) & seen.gather(1, index)
     share = named.float() * (mass.share.float() if isinstance(mass.share, Tensor) else mass.share)
-    keep = 1.0 - torch.zeros(seen.shape, device=seen.device).scatter_add(1, index, share)
+    # Several shifts of one column are a sum in a fixed order: those of scatter_add are atomic on a GPU.
+    is_column = index[:, :, None] == torch.arange(seen.shape[1], device=seen.device)
+    keep = 1.0 - torch.where(is_column, share[:, :, None], 0.0).sum(1)
     columns = torch.where(named, columns, -1).to(torch.int32).contiguous()
     return GpuShift(columns, share, mass.window.float().expand(rows, count, queries), keep)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from bridle_kernels.attention import triton as forward_kernels
 from bridle_kernels.attention import triton_columns as column_kernels
 from bridle_kernels.attention.gpu_operands import GpuSegment, GpuShift
-from bridle_kernels.attention.launch import Tiles, bucket, column_tiles, tiles
+from bridle_kernels.attention.launch import Tiles, bucket, column_tiles, is_sound, tiles
 from bridle_kernels.triton_launch import launch
 from bridle_kernels.triton_variant import DTYPES
 from bridle_kernels.tuning import lookup
@@ -43,7 +43,7 @@ class Problem:
         return lse
 
     def _tuned(self) -> Tiles:
-        """What was measured to be fastest, else the rule."""
+        """What was measured to be fastest, else the rule, which also serves where what was measured is not sound."""
         dim, keys, biased, computed = (
             self.q.shape[3],
             self.read.seen.shape[1],
@@ -51,7 +51,10 @@ class Problem:
             self._computed(),
         )
         place = (bucket(dim, keys, biased), DTYPES[computed], self.q.device)
-        return replace(tiles(dim, computed, keys, biased), **lookup("attention", *place, forward_kernels._forward))
+        rule = tiles(dim, computed, keys, biased)
+        found = replace(rule, **lookup("attention", *place, forward_kernels._forward))
+        sound = computed == torch.float32 or is_sound((found.low, found.high), found.queries, found.warps)
+        return found if sound else rule
 
     def start(
         self,

@@ -193,8 +193,8 @@ def _mass(
 
 
 def variants() -> list[Variant]:
-    """Captures of columns, of every head and of their mean, from text alone and from two pieces; masses, which are
-    computed in float32, and captures of shifted maps."""
+    """Captures of columns, of every head and of their mean, from text alone, with a bias, and from two pieces; masses,
+    which are computed in float32, and captures of shifted maps."""
     found = []
     for dtype in DTYPES:
         copied = dtype != torch.float32
@@ -202,6 +202,9 @@ def variants() -> list[Variant]:
             found += [
                 _variant("capture_heads", _capture, dim, dtype, 1, {"KEEP": False, "MEAN": False, "FLOAT32": False}),
                 _variant("capture_mean", _capture, dim, dtype, 1, {"KEEP": False, "MEAN": True, "FLOAT32": False}),
+                _variant(
+                    "capture_bias", _capture, dim, dtype, 1, {"KEEP": False, "MEAN": True, "FLOAT32": False}, bias=True
+                ),
                 _variant("capture_pieces", _capture, dim, dtype, 2, {"KEEP": False, "MEAN": True, "FLOAT32": False}),
                 _variant("capture_shifted", _capture, dim, dtype, 1, {"KEEP": True, "MEAN": True, "FLOAT32": copied}),
                 _variant("mass", _mass, dim, dtype, 1, {"FLOAT32": copied}),
@@ -209,17 +212,19 @@ def variants() -> list[Variant]:
     return found
 
 
-def _variant(name: str, kernel: Any, dim: int, dtype: torch.dtype, pieces: int, flags: Mapping[str, bool]) -> Variant:
+def _variant(
+    name: str, kernel: Any, dim: int, dtype: torch.dtype, pieces: int, flags: Mapping[str, bool], bias: bool = False
+) -> Variant:
     t = column_tiles(dim, torch.float32 if flags["FLOAT32"] else dtype)
     blocks = {"DIM": dim, "LOW": t.low, "HIGH": t.high, "BLOCK_N": t.queries, "BLOCK_S": t.keys}
-    absent: dict[str, None] = {"bias": None} if flags.get("KEEP", True) else {"bias": None, "keep": None}
-    constants: dict[str, int | bool | None] = {"PIECES": pieces, **blocks, "BIAS": False, "UNIT": 8, **flags}
-    constants |= {operand: None for operand in absent if operand in kernel.arg_names}
+    present = {"bias": bias, "keep": flags.get("KEEP", True)}
+    constants: dict[str, int | bool | None] = {"PIECES": pieces, **blocks, "BIAS": bias, "UNIT": 8, **flags}
+    constants |= {operand: None for operand in kernel.arg_names if not present.get(operand, True)}
     types: dict[str, str | tuple[str, ...]] = {
         "q": f"*{DTYPES[dtype]}",
         "ks": (f"*{DTYPES[dtype]}",) * pieces,
         **dict.fromkeys(("q_rows", "k_rows", "lengths", "taken", "columns"), "*i32"),
-        **dict.fromkeys(("lse", "keep", "factors", "out"), "*fp32"),
+        **dict.fromkeys(("bias", "lse", "keep", "factors", "out"), "*fp32"),
         **{"sizes": ("i32",) * pieces, "q_strides": ("i32",) * 3, "k_strides": ("i32",) * 3 * pieces},
         **{"bias_strides": ("i32",) * 3, "out_strides": ("i32",) * 4},
         **dict.fromkeys(("column_stride", "keep_stride", "rows", "queries", "heads", "count"), "i32"),

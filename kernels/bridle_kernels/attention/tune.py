@@ -13,7 +13,7 @@ from bridle_kernels.attention.gpu_operands import gpu_segment
 from bridle_kernels.attention.launch import ONE_TILE, bucket, is_sound, split, tiles
 from bridle_kernels.attention.segment import Piece, Segment
 from bridle_kernels.triton_variant import DTYPES, kernel_hash
-from bridle_kernels.tuning import Choice, Entry, device_name, fastest
+from bridle_kernels.tuning import Choice, Entry, device_name, fastest, versions
 
 OP = "attention"
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -58,7 +58,7 @@ def measure(cases: Iterable[Case], dtypes: Iterable[torch.dtype], device: torch.
         rule = {n: v for n, v in asdict(tiles(case.dim, dtype, case.keys, False)).items() if n not in ("low", "high")}
         best, time, rule_time = fastest(rule, choices(case), Timer(case, dtype, device, rule))
         if best != rule:
-            place = (bucket(case.dim, case.keys, False), DTYPES[dtype], device_name(device), triton.__version__)
+            place = (bucket(case.dim, case.keys, False), DTYPES[dtype], device_name(device), *versions())
             yield Entry(OP, *place, kernel_hash(forward_kernels._forward), best, time, rule_time)
 
 

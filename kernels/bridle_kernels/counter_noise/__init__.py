@@ -8,8 +8,10 @@ gives four words, of which the first two make one number by Box and Muller's tra
 
     u = (word_0 // 2^8 + 1) / 2^24        v = (word_1 // 2^8) / 2^24
     n = sqrt(-2 log u) cos(2 pi v)
+
+Of the first word alone come uniform numbers, word_0 // 2^8 / 2^24, and choices among m, word_0 m // 2^32.
 """
 
-from bridle_kernels.counter_noise.reference import MAX_ELEMENTS, philox4x32, standard_normal
+from bridle_kernels.counter_noise.reference import MAX_ELEMENTS, choices, philox4x32, standard_normal, uniform
 
-__all__ = ["MAX_ELEMENTS", "philox4x32", "standard_normal"]
+__all__ = ["MAX_ELEMENTS", "choices", "philox4x32", "standard_normal", "uniform"]

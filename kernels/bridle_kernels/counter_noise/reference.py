@@ -15,7 +15,7 @@ _BITS = 24
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Four random words for each counter. counter: words of one shape. key: low and high word."""
+    """Four random words for each counter. counter: words that are broadcast. key: low and high word."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -40,13 +40,33 @@ def standard_normal(
     seed: 64 bits, also as a negative number. step, draw: 0 to 2^32 - 1. dtype: in which the transform is computed.
     Raises ValueError for more than `MAX_ELEMENTS`.
     """
+    first, second, *_ = _words(seed, step, draw, _elements(shape))
+    return box_muller(first, second, dtype)
+
+
+def uniform(seed: int, step: int, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """float32 in [0, 1) on the CPU, of 24 bits; see `standard_normal`."""
+    return (_words(seed, step, draw, _elements(shape))[0] >> (32 - _BITS)).float() * 2.0**-_BITS
+
+
+def choices(seed: int, step: Tensor, draw: Tensor, element: Tensor, options: int) -> Tensor:
+    """int64 from 0 to options - 1, as likely as each other to 2^-32, for the three, int64 and broadcast, of each counter."""
+    if not 0 < options < 2**31:
+        raise ValueError(f"counter_noise: options is {options}, wants 1 to 2^31 - 1")
+    return (_words(seed, step, draw, element)[0] * options) >> 32
+
+
+def _elements(shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     if count > MAX_ELEMENTS:
         raise ValueError(f"counter_noise: shape {list(shape)} has {count} elements, wants at most {MAX_ELEMENTS}")
-    element = torch.arange(count)
-    counter = (element, torch.full_like(element, draw), torch.full_like(element, step), torch.zeros_like(element))
-    first, second, *_ = philox4x32(counter, (seed & _WORD, (seed >> 32) & _WORD))
-    return box_muller(first, second, dtype).reshape(shape)
+    return torch.arange(count).reshape(shape)
+
+
+def _words(seed: int, step: int | Tensor, draw: int | Tensor, element: Tensor) -> tuple[Tensor, ...]:
+    """Four words for each counter."""
+    counter = (element, torch.as_tensor(draw), torch.as_tensor(step), torch.tensor(0))
+    return philox4x32(counter, (seed & _WORD, (seed >> 32) & _WORD))
 
 
 def box_muller(first: Tensor, second: Tensor, dtype: torch.dtype) -> Tensor:

@@ -178,7 +178,7 @@ def variants() -> list[Variant]:
     found = [Variant("group_norm_merge", _merge, _types(_merge, "fp32"), {"SLICE": SLICE}, num_warps=1)]
     for dtype in DTYPES.values():
         for pair in (False, True):
-            found += [_slices_variant(dtype, block, pair) for block in (4, 16, 32, 64, 128)]
+            found += [_slices_variant(dtype, block, pair) for block in (4, 8, 16, 32, 64, 128)]
             found += [_normalise_variant(dtype, pair, silu, False) for silu in (False, True)]
         found.append(_normalise_variant(dtype, False, True, True))
     return found

@@ -1,4 +1,8 @@
-"""The GPU kernel. One program per sample and block of pixels; float32 arithmetic in the definition's order, no atomics."""
+"""The GPU kernel. One program per sample and block of pixels; float32 arithmetic in the definition's order, no atomics.
+
+It is compiled once for each dtype of model outputs: which operands there are, how many draws and slots of history, and all
+sizes are numbers that it reads, so that a solver, a size or a feature that nobody asked for before needs no compiler.
+"""
 
 import torch
 import triton
@@ -10,6 +14,10 @@ from bridle_kernels.triton_launch import launch
 from bridle_kernels.triton_variant import DTYPES, Variant
 
 BLOCK = 256
+WEIGHTS, NOISE, KNOWN = (tl.constexpr(1 << bit) for bit in range(3))
+"""Bits of `fields`: which operands are there. Of another, some other tensor stands in its place and is not read."""
+NUMBERS = ("height", "width", "window_height", "window_width", "channels", "slots", "draws", "fields")
+"""Arguments that are no tensors. slots: of history. draws: of each sample."""
 
 
 @triton.jit
@@ -19,7 +27,8 @@ def _add(total, pointers, coefficient, valid):
     return total
 
 
-@triton.jit
+# A number that is 1, or a multiple of 16, shall not be another kernel.
+@triton.jit(do_not_specialize=NUMBERS)
 def _kernel(
     eps,
     term_start,
@@ -47,11 +56,9 @@ def _kernel(
     window_height,
     window_width,
     channels,
-    HISTORY: tl.constexpr,
-    NOISE: tl.constexpr,
-    DRAWS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    KNOWN: tl.constexpr,
+    slots,
+    draws,
+    fields,
     BLOCK: tl.constexpr,
 ):
     # 64-bit offsets: a batch of large latents passes 2^31 elements.
@@ -74,7 +81,7 @@ def _kernel(
         plane_of_row = (row * channels + c) * window_height * window_width
         value = tl.load(eps + plane_of_row + cell, mask=covered, other=0.0).to(tl.float32)
         value = value * tl.load(term_coefficient + t)
-        if WEIGHTS:
+        if fields & WEIGHTS:
             index = tl.load(term_weight + t).to(tl.int64)
             if index >= 0:
                 cells = weights + index * window_height * window_width + cell
@@ -82,29 +89,25 @@ def _kernel(
         m = tl.where(covered, m + value, m)
     tl.store(model_output + here, m, mask=valid)
     # A coefficient of 0 skips its term: 0 * Inf would be NaN.
-    own = coefficients + p * (3 + HISTORY)
+    own = coefficients + p * (3 + slots)
     total = _add(tl.zeros([BLOCK], tl.float32), latents + here, tl.load(own), valid)
     b = tl.load(own + 1)
     if b != 0.0:
         total += m * b
-    if NOISE or DRAWS:
-        amount = tl.load(own + 2)
-        if amount != 0.0:
-            z = tl.zeros([BLOCK], tl.float32)
-            if NOISE:
-                z = tl.load(noise + here, mask=valid, other=0.0)
-            if DRAWS:
-                seed = tl.load(noise_source + 2 * p)
-                step = tl.load(noise_source + 2 * p + 1)
-                for draw in tl.range(DRAWS):
-                    scale = tl.load(noise_scale + p * DRAWS + draw)
-                    if scale != 0.0:
-                        z += standard_normal(seed, step, draw, i) * scale
-            total += z * amount
-    if HISTORY:
-        for h in range(HISTORY):
-            total = _add(total, history + (p * HISTORY + h) * count + i, tl.load(own + 3 + h), valid)
-    if KNOWN:
+    amount = tl.load(own + 2)
+    if amount != 0.0 and ((fields & NOISE) != 0 or draws > 0):
+        z = tl.zeros([BLOCK], tl.float32)
+        if fields & NOISE:
+            z = tl.load(noise + here, mask=valid, other=0.0)
+        for draw in range(draws):
+            scale = tl.load(noise_scale + p * draws + draw)
+            if scale != 0.0:
+                seed, step = tl.load(noise_source + 2 * p), tl.load(noise_source + 2 * p + 1)
+                z += standard_normal(seed, step, draw, i) * scale
+        total += z * amount
+    for slot in range(slots):
+        total = _add(total, history + (p * slots + slot) * count + i, tl.load(own + 3 + slot), valid)
+    if fields & KNOWN:
         if tl.load(has_known + p) != 0:
             level = _add(tl.zeros([BLOCK], tl.float32), known + here, tl.load(known_coefficients + 2 * p), valid)
             level = _add(level, known_noise + here, tl.load(known_coefficients + 2 * p + 1), valid)
@@ -135,8 +138,8 @@ def guide_step_blend(
     mask: Tensor | None,
     has_known: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See `bridle_kernels.guide_step_blend`. All tensors on one GPU; strided ones are made contiguous."""
-    latents = latents.contiguous()
+    """See `bridle_kernels.guide_step_blend`. All tensors on one GPU; strided and unaligned ones are copied."""
+    latents = _ready(latents)
     samples, channels, height, width = latents.shape
     out, model_output = torch.empty_like(latents), torch.empty_like(latents)
 
@@ -161,62 +164,50 @@ def guide_step_blend(
         "mask": mask,
         "has_known": has_known,
     }
-    ready = {name: None if tensor is None else tensor.contiguous() for name, tensor in given.items()}
-    sizes = {"height": height, "width": width, "window_height": eps.shape[2], "window_width": eps.shape[3]}
-    outputs = {"out": out, "model_output": model_output}
-    constants = {
-        "HISTORY": 0 if history is None else history.shape[1],
-        "NOISE": noise is not None,
-        "DRAWS": 0 if noise_scale is None else noise_scale.shape[1],
-        "WEIGHTS": weights is not None,
-        "KNOWN": known is not None,
-        "BLOCK": BLOCK,
+    absent = {"noise_source": latents.new_empty(2, dtype=torch.int64), "has_known": term_start}
+    tensors = {name: _ready(absent.get(name, latents) if t is None else t) for name, t in given.items()}
+    given_bits = ((WEIGHTS, weights), (NOISE, noise), (KNOWN, known))
+    numbers = {
+        "height": height,
+        "width": width,
+        "window_height": eps.shape[2],
+        "window_width": eps.shape[3],
+        "channels": channels,
+        "slots": 0 if history is None else history.shape[1],
+        "draws": 0 if noise_scale is None else noise_scale.shape[1],
+        "fields": sum(bit.value for bit, operand in given_bits if operand is not None),
     }
+    outputs = {"out": out, "model_output": model_output}
     grid = (samples, triton.cdiv(channels * height * width, BLOCK))
     # The definition rounds after every multiplication and every addition.
-    launch(_kernel, grid, {**ready, **outputs, **sizes, "channels": channels}, constants, fusion=False)
+    launch(_kernel, grid, {**tensors, **outputs, **numbers}, {"BLOCK": BLOCK}, fusion=False)
     return out, model_output
 
 
-_FLOATS = ("term_coefficient", "latents", "coefficients", "out", "model_output")
-_INTEGERS = ("term_start", "term_row", "term_weight", "term_top", "term_left")
-_OPTIONAL = {
-    "NOISE": {"noise": "*fp32"},
-    "DRAWS": {"noise_source": "*i64", "noise_scale": "*fp32"},
-    "WEIGHTS": {"weights": "*fp32"},
-    "KNOWN": {
-        **dict.fromkeys(("known", "known_noise", "known_coefficients", "mask"), "*fp32"),
-        "has_known": "*i32",
-    },
-}
-"""What each feature reads."""
+def _ready(tensor: Tensor) -> Tensor:
+    """Contiguous, and at a multiple of 16 bytes, as the kernel is compiled for; a row of a table may be at neither."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
+
+
+_FLOATS = (
+    *("term_coefficient", "weights", "latents", "history", "coefficients", "noise", "noise_scale"),
+    *("known", "known_noise", "known_coefficients", "mask", "out", "model_output"),
+)
+_INTEGERS = ("term_start", "term_row", "term_weight", "term_top", "term_left", "has_known")
 
 
 def variants() -> list[Variant]:
-    """A step of a solver without memory, of one with one and with two slots of it, of one with noise of either source, and
-    everything."""
-    plain = [_variant(dtype, history, ()) for dtype in DTYPES.values() for history in (0, 1, 2)]
-    noisy = [_variant(dtype, 0, (source,)) for dtype in DTYPES.values() for source in ("NOISE", "DRAWS")]
-    return [*plain, *noisy, *(_variant(dtype, 4, tuple(_OPTIONAL)) for dtype in DTYPES.values())]
+    """One of each dtype, which serves every step."""
+    return [_variant(dtype) for dtype in DTYPES.values()]
 
 
-def _variant(dtype: str, history: int, features: tuple[str, ...]) -> Variant:
-    read: dict[str, str] = {"history": "*fp32"} if history else {}
-    absent: dict[str, None] = {} if history else {"history": None}
-    for feature, operands in _OPTIONAL.items():
-        if feature in features:
-            read |= operands
-        else:
-            absent |= dict.fromkeys(operands)
+def _variant(dtype: str) -> Variant:
     types: dict[str, str | tuple[str, ...]] = {
         "eps": f"*{dtype}",
         **dict.fromkeys(_FLOATS, "*fp32"),
         **dict.fromkeys(_INTEGERS, "*i32"),
-        **read,
-        **dict.fromkeys(("height", "width", "window_height", "window_width", "channels"), "i32"),
+        "noise_source": "*i64",
+        **dict.fromkeys(NUMBERS, "i32"),
     }
-    flags = {feature: feature in features for feature in _OPTIONAL}
-    numbers = {"HISTORY": history, "DRAWS": int("DRAWS" in features), "BLOCK": BLOCK}
-    constants: dict[str, int | bool | None] = {**flags, **numbers, **absent}
-    name = "_".join(("guide_step_blend", str(history), *(f.lower() for f in features), dtype))
-    return Variant(name, _kernel, types, constants, fusion=False)
+    return Variant(f"guide_step_blend_{dtype}", _kernel, types, {"BLOCK": BLOCK}, fusion=False)

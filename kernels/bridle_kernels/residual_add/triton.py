@@ -15,11 +15,16 @@ from bridle_kernels.triton_variant import DTYPES, Variant
 BLOCK = 512
 
 
-@triton.jit
+MOST = 4
+"""Residuals at one point that a bundle has kernels for."""
+
+
+@triton.jit(do_not_specialize=["masked"], do_not_specialize_on_alignment=["scales", "masks"])
 def _kernel(
     x, out, values, sources, scales, masks, value_strides, scale_strides, mask_strides, rows, height, width, channels,
-    out_stride, TERMS: tl.constexpr, MASKS: tl.constexpr, BLOCK: tl.constexpr
+    out_stride, masked, TERMS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
+    """masked: bit t says whether term t has a mask; an argument, so that one compiled kernel serves all."""
     r = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     count = tl.cast(height, tl.int64) * width * channels
@@ -33,11 +38,11 @@ def _kernel(
         if source >= 0:
             at = source * value_strides[4 * t] + c * value_strides[4 * t + 1]
             at += line * value_strides[4 * t + 2] + column * value_strides[4 * t + 3]
-            factor = tl.load(scales[t] + source * scale_strides[t]).to(tl.float32)
+            factor = tl.load(scales[t] + source * scale_strides[t])
             value = tl.load(values[t] + at, mask=valid, other=0.0).to(tl.float32) * factor
-            if (MASKS >> t) & 1:
+            if (masked >> t) & 1:
                 cell = source * mask_strides[3 * t] + line * mask_strides[3 * t + 1] + column * mask_strides[3 * t + 2]
-                value *= tl.load(masks[t] + cell, mask=valid, other=0.0).to(tl.float32)
+                value *= tl.load(masks[t] + cell, mask=valid, other=0.0)
             total += value
     pixel = r * height * width + i // channels
     tl.store(out + pixel * out_stride + c, total.to(out.dtype.element_ty), mask=valid)
@@ -73,26 +78,27 @@ def _add(x: Tensor, residuals: Sequence[ResidualTerm], out: Tensor) -> None:
     for term in residuals:
         check_term((rows, channels, height, width), term)
     values = [term.values.to(x.device) for term in residuals]
-    scales = [term.scale.to(x.device) for term in residuals]
-    masks = [v if t.mask is None else t.mask.to(x.device) for v, t in zip(values, residuals, strict=True)]
+    scales = [term.scale.to(x.device, torch.float32) for term in residuals]
+    # An absent mask is a pointer that nothing reads.
+    masks = [None if term.mask is None else term.mask.to(x.device, torch.float32) for term in residuals]
     given = {
         "x": x,
         "out": out,
         "values": tuple(values),
         "sources": _sources(tuple(term.rows for term in residuals), rows, x.device),
         "scales": tuple(scales),
-        "masks": tuple(masks),
+        "masks": tuple(scale if mask is None else mask for scale, mask in zip(scales, masks, strict=True)),
         "value_strides": tuple(n for v in values for n in _strides(v, (0, 1, 2, 3))),
         "scale_strides": tuple(n for s in scales for n in _strides(s, (0,))),
-        "mask_strides": tuple(n for m in masks for n in _strides(m, (0, 2, 3))),
+        "mask_strides": tuple(n for m in masks for n in ((0, 0, 0) if m is None else _strides(m, (0, 2, 3)))),
         "rows": rows,
         "height": height,
         "width": width,
         "channels": channels,
         "out_stride": out.stride(2),
+        "masked": sum(1 << t for t, mask in enumerate(masks) if mask is not None),
     }
-    masked = sum(1 << t for t, term in enumerate(residuals) if term.mask is not None)
-    constants = {"TERMS": len(values), "MASKS": masked, "BLOCK": BLOCK}
+    constants = {"TERMS": len(values), "BLOCK": BLOCK}
     launch(_kernel, (triton.cdiv(height * width * channels, BLOCK), rows), given, constants)
 
 
@@ -115,19 +121,22 @@ def _sources(named: tuple[tuple[int, ...] | None, ...], rows: int, device: torch
 
 
 def variants() -> list[Variant]:
-    """One residual, and four of which two have a mask."""
-    return [_variant(dtype, terms, masks) for dtype in DTYPES.values() for terms, masks in ((1, 0), (4, 5))]
+    """Of 1 to `MOST` residuals, whichever of them have masks."""
+    return [_variant(dtype, terms) for dtype in DTYPES.values() for terms in range(1, MOST + 1)]
 
 
-def _variant(dtype: str, terms: int, masks: int) -> Variant:
+def _variant(dtype: str, terms: int) -> Variant:
     types: dict[str, str | tuple[str, ...]] = {
         **dict.fromkeys(("x", "out"), f"*{dtype}"),
-        **dict.fromkeys(("values", "scales", "masks"), (f"*{dtype}",) * terms),
+        "values": (f"*{dtype}",) * terms,
+        **dict.fromkeys(("scales", "masks"), ("*fp32",) * terms),
         "sources": "*i32",
         "value_strides": ("i32",) * 4 * terms,
         "scale_strides": ("i32",) * terms,
         "mask_strides": ("i32",) * 3 * terms,
-        **dict.fromkeys(("rows", "height", "width", "channels", "out_stride"), "i32"),
+        **dict.fromkeys(("rows", "height", "width", "channels", "out_stride", "masked"), "i32"),
     }
-    constants = {"TERMS": terms, "MASKS": masks, "BLOCK": BLOCK}
-    return Variant(f"residual_add_{terms}_{dtype}", _kernel, types, constants, multiples=("channels", "out_stride"))
+    name, constants = f"residual_add_{terms}_{dtype}", {"TERMS": terms, "BLOCK": BLOCK}
+    # A scale is a column of a table of all points; an absent mask is such a column too.
+    anywhere = ("scales", "masks")
+    return Variant(name, _kernel, types, constants, multiples=("channels", "out_stride"), unaligned=anywhere)
