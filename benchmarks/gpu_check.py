@@ -111,12 +111,12 @@ class Check:
             self._end_ahead(started, at_once=True)
 
     def _start_ahead(self, titles: Sequence[str]) -> list[Running]:
-        """Weights are written and peers compiled beside what needs no quiet."""
+        """Weights are written, kernels exported and peers compiled beside what needs no quiet."""
         if not set(titles) & set(AHEAD):
             return []
         seconds = max(1.0, self._budget.left - (1.0 - QUIET) * self._whole)
         started = []
-        for part in (self._part(name, seconds) for name in ahead(self._arguments.minutes)):
+        for part in (self._part(name, seconds) for name in ahead(self._arguments.minutes, titles)):
             try:
                 started.append(Running(part, self._workspace, self._paths, seconds + 60.0))  # it is ended before
             except OSError as why:
@@ -161,6 +161,7 @@ class Check:
             "failures": failures(self._results),
             "requirements": report.requirements(self._results),
             "prices": report.prices(self._results),
+            "first_images": report.first_images(self._results),
             "goals": report.GOALS,
             "parts": self._results,
         }

@@ -76,8 +76,8 @@ class CapturingDenoiser(Denoiser):
     Rows are unconditional and conditional in turns. As heat-map tools do it: the whole map is made, and averaged over heads.
     """
 
-    def __init__(self, model: Path, dtype: torch.dtype, columns: Sequence[int]) -> None:
-        super().__init__(model, dtype)
+    def __init__(self, model: Path, dtype: torch.dtype, columns: Sequence[int], load: Load = pretrained) -> None:
+        super().__init__(model, dtype, load)
         self.maps: list[Tensor] = []
         self.columns = list(columns)
         processors = {
@@ -110,9 +110,9 @@ class _Capture:
 class Decoder(nn.Module):
     """The autoencoder's decoder: [R, 4, h, w] in the sampler's scale -> [R, 3, H, W]."""
 
-    def __init__(self, model: Path, dtype: torch.dtype) -> None:
+    def __init__(self, model: Path, dtype: torch.dtype, load: Load = pretrained) -> None:
         super().__init__()
-        self.vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=dtype)
+        self.vae = load(AutoencoderKL, model / "vae", dtype)
         del self.vae.encoder
 
     def forward(self, latents: Tensor) -> tuple[Tensor, ...]:

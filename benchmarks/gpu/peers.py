@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cpu import modules
@@ -20,10 +21,8 @@ COLUMNS = (5, 9)
 class ImagePromptDenoiser(modules.Denoiser):
     """With an IP-Adapter; the image's features [R, 1, T, D] follow the text."""
 
-    def __init__(self, model: Path, dtype: torch.dtype) -> None:
-        super().__init__(model, dtype)
-        from safetensors.torch import load_file
-
+    def __init__(self, model: Path, dtype: torch.dtype, load: modules.Load) -> None:
+        super().__init__(model, dtype, load)
         state: dict[str, dict[str, Tensor]] = {"image_proj": {}, "ip_adapter": {}}
         for key, value in load_file(model / "ip-adapter" / "ip-adapter.safetensors").items():
             part, name = key.split(".", 1)
@@ -92,38 +91,48 @@ class SdxlControlledDenoiser(modules.ControlledDenoiser):
 
 
 class Shared:
-    """Networks that are loaded to the device once and serve many rows, which may not change them."""
+    """Networks that are loaded to the device once and serve many rows, which may not change them. `own` loads others."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._networks: dict[Path, Any] = {}
+        self._networks: dict[tuple[Path, torch.dtype], Any] = {}
 
     def load(self, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
         """See `modules.pretrained`."""
-        if folder not in self._networks:
-            found = modules.pretrained(kind, folder, dtype).to(self.device).eval()
-            self._networks[folder] = found.to(memory_format=torch.channels_last)
-        return self._networks[folder]
+        if (folder, dtype) not in self._networks:
+            self._networks[folder, dtype] = self.own(kind, folder, dtype)
+        return self._networks[folder, dtype]
+
+    def own(self, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+        """Straight to the device: without accelerate, diffusers would first draw all weights on the CPU."""
+        (file,) = folder.glob("*.safetensors")
+        with torch.device("meta"):
+            network = kind.from_config(kind.load_config(folder))
+        state = {name: value.to(dtype) for name, value in load_file(file, device=self.device).items()}
+        network.load_state_dict(state, assign=True)
+        return network.eval().to(memory_format=torch.channels_last)
 
 
-def network(row: Row, model: Path, load: modules.Load = modules.pretrained) -> nn.Module:
-    """The module that a row calls in each step, or the decoder. Those that change a U-Net have one of their own."""
+def network(row: Row, model: Path, shared: Shared) -> nn.Module:
+    """The module that a row calls in each step, or the decoder. Those that change a network have one of their own."""
     if not row.steps:
-        return modules.Decoder(model, DTYPE)
+        return modules.Decoder(model, DTYPE, shared.own)
     xl = row.family == "sdxl"
     if row.controlnets:
-        return (SdxlControlledDenoiser if xl else modules.ControlledDenoiser)(model, DTYPE, control_folders(row), load)
+        return (SdxlControlledDenoiser if xl else modules.ControlledDenoiser)(
+            model, DTYPE, control_folders(row), shared.load
+        )
     if row.capture:
-        return (SdxlCapturingDenoiser if xl else modules.CapturingDenoiser)(model, DTYPE, COLUMNS)
+        return (SdxlCapturingDenoiser if xl else modules.CapturingDenoiser)(model, DTYPE, COLUMNS, shared.own)
     if row.image_prompt:
-        return (SdxlImagePromptDenoiser if xl else ImagePromptDenoiser)(model, DTYPE)
-    return (modules.SdxlDenoiser if xl else modules.Denoiser)(model, DTYPE, load)
+        return (SdxlImagePromptDenoiser if xl else ImagePromptDenoiser)(model, DTYPE, shared.own)
+    return (modules.SdxlDenoiser if xl else modules.Denoiser)(model, DTYPE, shared.load)
 
 
 def build(row: Row, model: Path, size: str, compiled: bool, shared: Shared) -> Callable[[], Tensor]:
     """What one run does: latents after all steps, or an image."""
     device = shared.device
-    module = network(row, model, shared.load).to(device).eval().to(memory_format=torch.channels_last)
+    module = network(row, model, shared).to(device).eval().to(memory_format=torch.channels_last)
     call = torch.compile(module, mode="max-autotune", fullgraph=True, dynamic=False) if compiled else module
     rows = row.rows_per_request * row.images
     extent = side(row, size)

@@ -4,7 +4,7 @@ A stage may take what it needs, and its part of what the stages that fit beside 
 time to all others, and none can take theirs; those that do not fit run if time is left after all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 LONG = 7.0
@@ -30,9 +30,13 @@ class Stage:
     quiet: bool = True
 
 
-def ahead(minutes: float) -> list[str]:
-    """Parts that run beside all stages that want no quiet: weights, then peers where there is time to compile them."""
-    return [f"{'ahead' if minutes >= LONG else 'models'}:{family}" for family in FAMILIES]
+def ahead(minutes: float, titles: Collection[str] = TITLES) -> list[str]:
+    """Parts that run beside all stages that want no quiet: weights, then peers where there is time to compile them, and
+    kernels for first images. titles: of the stages to come."""
+    if minutes < LONG:
+        return [f"models:{family}" for family in FAMILIES]
+    bundles = [f"bundle:{family}" for family in FAMILIES if "first_image" in titles]
+    return [*(f"ahead:{family}" for family in FAMILIES), *bundles]
 
 
 def stages(minutes: float, device: str, modules: Sequence[str], peers: bool) -> list[Stage]:
@@ -46,8 +50,7 @@ def stages(minutes: float, device: str, modules: Sequence[str], peers: bool) -> 
         Stage("timings", ("timings:sd15:compiled",), 50.0),
         Stage("timings", ("timings:sdxl:compiled",), 70.0),
     ]
-    # Kernels are compiled, and then on disk, before an image is waited for: by the full U-Nets or by the timings.
-    first_images = _first_images("sd15", peers)
+    first_images = _first_images("sd15", peers, long)
     return [
         Stage("correctness", tuple(checks), 130.0 if long else 80.0, quiet=False),
         *([full, *first_images] if long else []),
@@ -60,13 +63,14 @@ def stages(minutes: float, device: str, modules: Sequence[str], peers: bool) -> 
         *([] if long else [full]),
         Stage("tuning", ("tuning",), 25.0),
         Stage("rates", ("rates",), 20.0),
-        *_first_images("sdxl", peers),
+        *_first_images("sdxl", peers, long),
     ]
 
 
-def _first_images(family: str, peers: bool) -> list[Stage]:
-    systems = ("ours", "eager") if peers else ("ours",)
-    return [Stage("first_image", (f"first_image:{system}-{family}",), 25.0) for system in systems]
+def _first_images(family: str, peers: bool, bundles: bool) -> list[Stage]:
+    """Ours compiles all its kernels. bundles: whether there was time to export them; right after it, as the two are a pair."""
+    seconds = {"ours": 35.0, **({"bundle": 25.0} if bundles else {}), **({"eager": 25.0} if peers else {})}
+    return [Stage("first_image", (f"first_image:{system}-{family}",), needed) for system, needed in seconds.items()]
 
 
 def shared(module: str) -> list[str]:
@@ -83,4 +87,4 @@ def limit(coming: Sequence[Stage], left: float) -> float:
         if needed > left:
             break
         fitting = needed
-    return left * coming[0].seconds / fitting
+    return min(left, left * coming[0].seconds / fitting)  # rounding shall give nobody more than there is

@@ -23,6 +23,7 @@ GOALS = {"sd15": 200.0, "sdxl": 33.0}
 
 PRICES = {"-deterministic": "DET1 over the same row without it"}
 """By the end of a row's name, what its time over that of the row without that end is."""
+BUNDLE = "bundle over ours"
 
 
 def machine(git: str | None = None) -> dict[str, Any]:
@@ -38,7 +39,9 @@ def machine(git: str | None = None) -> dict[str, Any]:
         "gpu": gpu or None,
         "python": sys.version.split()[0],
         "versions": {
-            name: found for name in ("torch", "triton", "diffusers", "transformers") if (found := _version(name))
+            name: found
+            for name in ("torch", "triton", "diffusers", "accelerate", "transformers")
+            if (found := _version(name))
         },
     }
 
@@ -60,6 +63,19 @@ def prices(results: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             if name.endswith(end):
                 own, plain = _ours(rows[name]), _ours(rows.get(name.removesuffix(end)))
                 found[f"{name}: {title}"] = None if own is None or plain is None else round(own / plain, 3)
+    return found
+
+
+def first_images(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Seconds to a process's first image by family and system, and those with a bundle of kernels over those without."""
+    found: dict[str, dict[str, float | None]] = {}
+    for result in results:
+        for row in result["found"] if result["part"].startswith("first_image") else ():
+            system, _, family = row["name"].partition("-")
+            found.setdefault(family, {})[system] = row.get("first_image_seconds")
+    for seconds in found.values():
+        ours, bundle = seconds.get("ours"), seconds.get("bundle")
+        seconds[BUNDLE] = None if ours is None or bundle is None else round(bundle / ours, 3)
     return found
 
 
@@ -123,4 +139,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
             figures = [f"{name} {entry['ms']:.2f} ms" for name, entry in systems.items() if "ms" in entry]
             if figures:
                 lines.append(f"  {row['name']:<26} {', '.join(figures)}")
+    for family, seconds in first_images(results).items():
+        figures = [f"{name} {'not measured' if value is None else value}" for name, value in seconds.items()]
+        lines.append(f"seconds to the first image, {family}: {', '.join(figures)}")
     return "\n".join(lines)

@@ -1,8 +1,10 @@
 """The GPU benchmark on a machine without one: its budget, what it keeps of parts that fail, its report and its rows."""
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,23 @@ import torch
 import bridle
 import gpu_check
 from bridle import new_model
-from gpu import clock, kernels, models, parity, peers, plan, preflight, rates, report, timings, tuning
+from bridle_exporters import kernel_bundle
+from bridle_exporters.aot import Compiled
+from gpu import (
+    bundle,
+    clock,
+    first_image,
+    kernels,
+    models,
+    parity,
+    peers,
+    plan,
+    preflight,
+    rates,
+    report,
+    timings,
+    tuning,
+)
 from gpu.part import Context
 from gpu.plot import draw
 from gpu.rows import GROUPS, ROWS, side
@@ -69,19 +87,26 @@ def test_the_plan_of_a_budget(minutes: float) -> None:
     parts = [part for stage in coming for part in stage.parts]
     assert len(parts) == len(set(parts)) and {stage.title for stage in coming} == set(plan.TITLES)
     assert {f"timings:{group}" for group in GROUPS} < set(parts)
-    assert {f"first_image:{who}-{family}" for who in ("ours", "eager") for family in plan.FAMILIES} < set(parts)
+    long = minutes > plan.LONG
+    systems = ("ours", "bundle", "eager") if long else ("ours", "eager")
+    for family in plan.FAMILIES:
+        images = [part for part in parts if part.startswith("first_image") and part.endswith(family)]
+        assert images == [f"first_image:{system}-{family}" for system in systems]
+        assert (f"bundle:{family}" in plan.ahead(minutes)) == long
+        assert f"bundle:{family}" not in plan.ahead(minutes, ["timings"]), "nobody would load it"
     checked = {part.split(":")[1] for part in coming[0].parts if part.startswith("kernels")}
     assert checked == set(kernels.modules()) and {"step_kernel", "parity:controls", "parity:loop"} < set(
         coming[0].parts
     )
-    long = minutes > plan.LONG
     assert ("timings:sdxl:compiled" in parts) == long == (plan.ahead(minutes)[0] == "ahead:sd15")
     left = 60.0 * minutes
     first = [stage.quiet for stage in coming].index(True)
     for index, stage in enumerate(coming):
         given = plan.limit(coming[index:], left)
         assert min(stage.seconds, left) <= given <= left
-        assert index > first + 3 or given >= stage.seconds, "these have their time even where all before take theirs"
+        assert index > first + 3 + long or given >= stage.seconds, (
+            "these have their time even where all before take theirs"
+        )
         left -= given
     assert plan.limit(coming[first:], 1000.0) > coming[first].seconds, "what is left is not lost"
 
@@ -265,6 +290,22 @@ def test_weights_are_drawn_in_half_precision_and_written_once(written: Path, mon
     assert abs(found["norm.weight"].float().mean() - 1.0) < 0.05 and abs(found["a.bias"].float().std() - 0.1) < 0.02
 
 
+def test_peers_are_what_diffusers_loads(written: Path, shared: peers.Shared) -> None:
+    from diffusers import ControlNetModel
+
+    folder = models.folder(written, "sdxl") / "controlnet"
+    ours = shared.load(ControlNetModel, folder, torch.float16)
+    wanted = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float16)
+    assert (
+        ours
+        is shared.load(ControlNetModel, folder, torch.float16)
+        is not shared.own(ControlNetModel, folder, torch.float16)
+    )
+    assert not ours.training and {tensor.device.type for tensor in (*ours.parameters(), *ours.buffers())} == {"cpu"}
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in wanted.state_dict().items())
+    assert dict(ours.config)["cross_attention_dim"] == dict(wanted.config)["cross_attention_dim"]
+
+
 def test_the_reference_of_parity_computes_in_float64(written: Path) -> None:
     folder = models.folder(written, "sd15")
     request = bridle.Request("a red circle", width=64, height=64, num_inference_steps=1, output_type="latent")
@@ -330,6 +371,69 @@ def test_compiled_peers_have_a_part_of_their_own(written: Path, monkeypatch: pyt
     assert list(timings.makers(here, ROWS["sd15"], timings.Loaded(peers.Shared("cpu")), True)) == ["ours", "compiled"]
     assert timings.not_compiled(here, "sd15-edit") == "Unsupported: no"
     assert timings.not_compiled(here, "sd15-decode") == "it was not compiled in time"
+
+
+@pytest.mark.parametrize(("family", "dims"), [("sd15", {40, 80, 160}), ("sdxl", {64})])
+def test_a_bundle_is_of_the_device_at_hand_and_of_the_model(
+    tmp_path: Path, family: str, dims: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(names: list[str], archs: tuple[int, ...], jobs: int) -> Iterator[tuple[Compiled, bytes]]:
+        for name in names:
+            assert not bundle.ready(tmp_path, family), "what is not complete is not loaded"
+            yield Compiled(name, "_symbol", archs[0], 32, 0, 1024, 9), b"cubin"
+
+    monkeypatch.setattr(kernel_bundle, "compile_all", compiled)
+    here = replace(context(tmp_path, family, device="cuda"), size="full")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (12, 1))
+    (found,) = bundle.run(here)
+    assert found["left_out"] == "no kernels are exported for sm_121" and not bundle.ready(tmp_path, family)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    (found,) = bundle.run(here)
+    manifest = json.loads((bundle.folder(tmp_path, family) / "manifest.json").read_text())
+    names = {row["name"] for row in manifest["kernels"]}
+    assert manifest["arch"] == found["arch"] == "sm_90" and len(names) == found["kernels"]
+    assert {f"attention_text_{dim}_fp16" for dim in dims} | {"geglu_fp16", "attention_causal_64_fp16"} <= names
+    assert dims == {row["constants"]["DIM"] for row in manifest["kernels"] if row["name"].startswith("attention_text")}
+    assert not [name for name in names if name.endswith(("_bf16", "_fp32"))]
+
+
+def test_first_images_share_no_compiled_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[Path | None, str]] = []
+
+    class Engine:
+        def sample(self, request: bridle.Request) -> None:
+            if loaded[-1][0] is None:
+                Path(os.environ["TRITON_CACHE_DIR"], "kernel.cubin").touch()
+
+    def load(folder: Path, *, kernels: Path | None, **named: object) -> Engine:
+        cache = os.environ["TRITON_CACHE_DIR"]
+        assert folder == tmp_path / "sd15" and list(Path(cache).iterdir()) == []
+        loaded.append((kernels, cache))
+        return Engine()
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "warm"))
+    monkeypatch.setattr(bridle, "load", load)
+    monkeypatch.setattr(models, "ready", lambda *arguments: True)
+    (missing,) = first_image.run(context(tmp_path, "bundle-sd15"))
+    assert missing["left_out"] == "its kernels were not exported" and not loaded
+    bundle.folder(tmp_path, "sd15").mkdir()
+    rows = [
+        row for system in ("ours", "bundle", "ours") for row in first_image.run(context(tmp_path, f"{system}-sd15"))
+    ]
+    assert [row["compiled"] for row in rows] == [1, 0, 1] and not any(row["problem"] for row in rows)
+    assert [kernels for kernels, _ in loaded] == [None, bundle.folder(tmp_path, "sd15"), None]
+    assert len({str(tmp_path / "warm"), *(cache for _, cache in loaded)}) == 4
+
+
+def test_the_report_says_what_a_bundle_saves() -> None:
+    rows = {"ours-sd15": 20.0, "bundle-sd15": 8.0, "eager-sd15": 6.0, "ours-sdxl": 30.0, "bundle-sdxl": None}
+    results = [{"part": f"first_image:{name}", "seconds": 1.0, "problem": None,
+                "found": [{"name": name, **({"first_image_seconds": seconds} if seconds else {"left_out": "late"})}]}
+               for name, seconds in rows.items()]  # fmt: skip
+    found = report.first_images(results)
+    assert found["sd15"] == {"ours": 20.0, "bundle": 8.0, "eager": 6.0, report.BUNDLE: 0.4}
+    assert found["sdxl"] == {"ours": 30.0, "bundle": None, report.BUNDLE: None}
+    assert "sd15: ours 20.0, bundle 8.0, eager 6.0, bundle over ours 0.4" in report.table(results)
 
 
 def test_requirements_and_plot(tmp_path: Path) -> None:
