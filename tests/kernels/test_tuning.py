@@ -1,7 +1,7 @@
 """Autotuning as data: what is chosen, kept, looked up and refused. No GPU is measured here."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from bridle.cli import app
 from bridle_kernels import tuning
 from bridle_kernels.attention import Piece, Segment, gpu
 from bridle_kernels.attention import triton as forward_kernels
-from bridle_kernels.attention.launch import bucket, is_sound, tiles
+from bridle_kernels.attention.launch import bucket, column_tiles, gradient_tiles, is_sound, tiles
 from bridle_kernels.attention.tune import CASES, choices
 from bridle_kernels.triton_launch import Launch
 from bridle_kernels.triton_variant import DTYPES, kernel_hash
@@ -92,6 +92,14 @@ def test_what_was_measured_and_is_not_sound_is_not_taken(dtype: torch.dtype, lau
     use([entry(choice={"queries": 64, "keys": 16, "warps": 4, "stages": 1})])
     attend()
     assert launched[-1].constants["BLOCK_N"] == 64, "float32 has no warp groups"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rule", [gradient_tiles, column_tiles])
+def test_rules_of_gradients_and_columns_are_sound(rule: Callable[..., Any], dtype: torch.dtype) -> None:
+    for dim in (8, 16, 32, 40, 64, 80, 96, 128, 160):
+        t = rule(dim, dtype)
+        assert is_sound((t.low, t.high), t.queries, t.warps), dim
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

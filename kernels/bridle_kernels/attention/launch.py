@@ -10,7 +10,7 @@ import torch
 WIDEST = 256
 """Largest head dimension of the fused kernel."""
 ONE_TILE = 128
-"""Contexts of up to this many keys, such as 77 tokens of text, are one tile where that spills nowhere."""
+"""Contexts of up to this many keys, such as 77 tokens of text, are one tile where that is sound and spills nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int
     if dim > 128:
         return 64, 32, 4, 1 if keys <= ONE_TILE else 2
     if keys <= ONE_TILE:
-        return 64, ONE_TILE, 4 if dim <= 40 else 8, 2 if 64 < dim <= 96 else 1
+        return 64, ONE_TILE, 4 if dim <= 40 else 8, 1
     return 128, 64 if dim <= 96 else 32, 8, 3 if dim <= 40 else 2
 
 
@@ -94,8 +94,8 @@ def column_tiles(dim: int, dtype: torch.dtype) -> Tiles:
 
 
 def gradient_tiles(dim: int, dtype: torch.dtype) -> Tiles:
-    """Of the kernels of gradients. dtype: what products are computed in."""
+    """Of the kernels of gradients, sound as `is_sound` says. dtype: what products are computed in."""
     low, high = split(dim)
     if dtype == torch.float32:
         return Tiles(low, high, 16, 16, 8, 1)
-    return Tiles(low, high, 64 if dim <= 40 else 32, 32, 4 if dim <= 64 else 8, 1)
+    return Tiles(low, high, 64 if high == 0 and dim <= 32 else 32, 32, 4 if dim <= 64 else 8, 1)
