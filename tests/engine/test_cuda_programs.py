@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from control_cases import CONTROLS, asked
+from control_cases import CONTROLS, SOURCE, Changes, asked
 from fake_cuda import PlainCuda
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -19,6 +19,7 @@ from bridle.rows import Residual
 
 CPU = torch.device("cpu")
 PLAIN = {"output_type": "latent", "num_inference_steps": 4}
+BLENDED = {"attention": [bridle.PromptEdit(SOURCE, local_blend=bridle.LocalBlend("red circle", "red square"))]}
 ALL = [name for name in CONTROLS if name != "vae_tiling"]
 
 
@@ -142,6 +143,62 @@ def test_strengths_of_other_controls_are_data(engine: bridle.Engine, name: str) 
     }[name](CONTROLS[name])
     engine.sample(replace(asked(changed), **PLAIN))
     assert engine.backend.captures == before
+
+
+WORDS = "a yellow moon right of a small green star"
+"""Another prompt: its words stand elsewhere and have other numbers of tokens. The tiny models' tokens are mostly letters."""
+
+MOON_EDIT = bridle.PromptEdit(WORDS.replace("moon", "ring"))
+OTHER_WORDS: dict[str, tuple[Changes, Changes]] = {
+    "one token and two": (
+        {"prompt": "a circle", "attention": [bridle.CaptureMaps("a")]},
+        {"attention": [bridle.CaptureMaps("of")]},
+    ),
+    "CaptureMaps": (CONTROLS["CaptureMaps"], {"attention": [bridle.CaptureMaps(["yellow moon", "of"])]}),
+    "Reweight": (CONTROLS["Reweight"], {"attention": [bridle.Reweight("green star", 0.5)]}),
+    "InjectMap bias": (
+        CONTROLS["InjectMap bias"],
+        {"attention": [bridle.InjectMap("green star", box=(0.0, 0.5, 1.0, 1.0))]},
+    ),
+    "InjectMap mass": (
+        CONTROLS["InjectMap mass"],
+        {"attention": [bridle.InjectMap("of", box=(0.0, 0.5, 1.0, 1.0), mode="mass", strength=0.4)]},
+    ),
+    "PromptEdit": (CONTROLS["PromptEdit"], {"attention": [MOON_EDIT]}),
+    "local blend": (BLENDED, {"attention": [replace(MOON_EDIT, local_blend=bridle.LocalBlend("moon", "yellow ring"))]}),
+}
+"""Of each control, a first request and what changes to another one of the prompt above."""
+
+
+@pytest.mark.parametrize("name", OTHER_WORDS)
+def test_other_words_are_no_other_program(reference: bridle.Engine, engine: bridle.Engine, name: str) -> None:
+    """And the image through the program of the first words is the reference's."""
+    first, changed = (replace(asked(changes), **PLAIN) for changes in OTHER_WORDS[name])
+    engine.sample(first)
+    before = engine.backend.captures
+    other = replace(changed, prompt=WORDS)
+    ours, theirs = engine.sample(other), reference.sample(other)
+    assert engine.backend.captures == before
+    assert close([ours.latents], [theirs.latents]) and ours.maps.keys() == theirs.maps.keys()
+    assert all(abs(heat - theirs.maps[word]).max() < 1e-4 for word, heat in ours.maps.items())
+
+
+def test_more_words_than_there_is_room_for_are_another_program(engine: bridle.Engine) -> None:
+    for words, captures in (("of", 1), ("circle", 1), (["circle", "left"], 2)):
+        engine.sample(replace(asked({"attention": [bridle.CaptureMaps(words)]}), **PLAIN))
+        assert engine.backend.captures == captures, "2, 6 and 10 tokens"
+
+
+def test_other_windows_of_an_edit_are_no_other_program(engine: bridle.Engine) -> None:
+    """As long as their steps have the same features. The control has steps of self-attention's maps alone."""
+    for edit, captures in (
+        (bridle.PromptEdit(SOURCE, cross=0.5, self=0.25), 3),
+        (bridle.PromptEdit(SOURCE, cross=(0.25, 1.0), self=(0.5, 0.75)), 3),
+        (bridle.PromptEdit(SOURCE, cross={"circle": 0.75, "default_": 0.5}, self=0.25), 3),
+        (bridle.PromptEdit(SOURCE, cross=0.25, self=0.75), 4),
+    ):
+        engine.sample(replace(asked({"attention": [edit]}), **PLAIN))
+        assert engine.backend.captures == captures
 
 
 def test_programs_are_bounded(reference: bridle.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
