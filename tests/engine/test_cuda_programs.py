@@ -115,10 +115,12 @@ def test_other_numbers_are_no_other_program(engine: bridle.Engine) -> None:
         {"num_inference_steps": 7},
         {"seed": 11},
         {"scheduler": "euler"},
+        {"scheduler": "dpm++ 2m"},
+        {"scheduler": "unipc"},
     ):
         engine.sample(replace(first, **change))
     assert engine.backend.captures == engine.backend.graphs.captures == 1
-    assert engine.backend.graphs.replays == 4 * 6 + 7
+    assert engine.backend.graphs.replays == 4 * 8 + 7
     engine.sample(replace(first, controls=[replace(net, start=0.5)]))
     assert engine.backend.captures == 2, "steps without the ControlNet have a program of their own"
     engine.sample(
@@ -367,3 +369,11 @@ def test_deterministic_is_a_word_for_every_backend(map_folder: Path) -> None:
     exact = bridle.load(map_folder, backend="reference", deterministic=True)
     (alone,) = latents(exact, *plain(1))
     assert torch.equal(latents(exact, *plain(5))[0], alone)
+
+
+def test_a_deeper_solver_beside_it_changes_no_bit(map_folder: Path) -> None:
+    """The history of a batch is as long as its deepest solver's; the order of a sum over it is each solver's own."""
+    exact = bridle.load(map_folder, backend="reference", deterministic=True)
+    request = replace(asked(), **{**PLAIN, "num_inference_steps": 6}, scheduler="unipc")
+    (alone,) = latents(exact, request)
+    assert torch.equal(latents(exact, request, replace(request, scheduler="pndm"))[0], alone)
