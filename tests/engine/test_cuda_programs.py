@@ -1,6 +1,7 @@
 """The programs of `backend="cuda"` with graphs and streams that only count: padding, captures, joins, and no waiting."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import bridle
 from bridle import sampler
 from bridle.backends import static_rows, step_programs
 from bridle.backends.buckets import bucket
+from bridle.progress import bars_shown, showing_bars
 from bridle.rows import Residual
 
 CPU = torch.device("cpu")
@@ -352,6 +354,29 @@ def test_warming_up_captures_ahead(engine: bridle.Engine) -> None:
     before = engine.backend.captures
     engine.sample(replace(request, seed=3, prompt="a blue ring left of a red star"))
     assert before > 1 and engine.backend.captures == before
+
+
+@pytest.mark.parametrize("method", ["warm_up", "sample"])
+def test_captures_have_a_bar_where_one_is_asked_for(
+    reference: bridle.Engine, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    """By the call, not when the engine was made. By default there is none: standard error is no terminal here."""
+    request, bar = replace(asked(), **{**PLAIN, "num_inference_steps": 1}), "capturing 2 rows of 6x8"
+    engine = fresh(reference)
+    getattr(engine, method)(request, progress=True)
+    assert bar in capsys.readouterr().err
+    getattr(engine, method)(request, progress=True)
+    assert bar not in capsys.readouterr().err, "nothing is captured"
+    for progress in (False, None):
+        getattr(fresh(reference), method)(request, progress=progress)
+        assert capsys.readouterr().err == ""
+
+
+def test_bars_are_those_of_a_thread_and_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with showing_bars(False), ThreadPoolExecutor(1) as other:
+        assert not bars_shown() and other.submit(bars_shown).result()
+    assert bars_shown()
 
 
 def test_deterministic_images_know_nothing_of_each_other(reference: bridle.Engine) -> None:
