@@ -295,14 +295,15 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 QUIET = ["ControlNet", "T2IAdapter", "ImagePrompt", "inpainting", "CaptureMaps", "Reweight", "InjectMap bias", "InjectMap mass",
-         "PromptEdit", "attention regions", "latent regions", "Views"]  # fmt: skip
+         "PromptEdit", "local blend", "attention regions", "latent regions", "Views"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUIET)
 def test_no_step_waits_for_the_device(engine: bridle.Engine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The definitions that stand in for kernels here read values of their own: they run before the watch, and are replayed."""
     monkeypatch.setattr(engine.backend.graphs, "capture", kept_outputs)
-    request = replace(asked(CONTROLS[name]), output_type="latent", num_inference_steps=4)
+    changes = BLENDED if name == "local blend" else CONTROLS[name]
+    request = replace(asked(changes), output_type="latent", num_inference_steps=4)
     with watched_steps(monkeypatch) as found:
         drawn = replace(request, seed=9, scheduler="euler a")
         engine.sample([request, drawn, replace(drawn, noise="philox")])
