@@ -20,6 +20,7 @@ from bridle.decoding import decode_result
 from bridle.errors import BridleError, RequestError
 from bridle.image_prompt import ImagePrompt
 from bridle.image_tracks import lower_images
+from bridle.progress import showing_bars
 from bridle.request import Control, ControlNet, Request
 from bridle.request_checks import Prepared, Weights, prepare
 from bridle.request_json import Loading
@@ -161,9 +162,9 @@ class Engine:
         """Runs one request, or a list as one batch; result i belongs to request i.
 
         callback: called with a StepSnapshot after each step of each image; its `cancel()` stops that image. progress:
-        a bar on standard error; by default when that is a terminal and no callback is given. A single request raises
-        what went wrong; a list raises BatchError after all others have finished, with every result in it. Bad
-        requests raise RequestError before any work is done.
+        bars on standard error, of steps and of captures of a GPU's graphs; by default when that is a terminal and no
+        callback is given. A single request raises what went wrong; a list raises BatchError after all others have
+        finished, with every result in it. Bad requests raise RequestError before any work is done.
         """
         if callback is not None and not callable(callback):
             raise RequestError("callback", callback, "a function that takes a StepSnapshot")
@@ -287,7 +288,8 @@ def _progress_bar(
     tracks: Sequence[Track], callback: Observer | None, progress: bool | None
 ) -> Iterator[Callable[[int], object]]:
     shown = progress if progress is not None else callback is None and sys.stderr.isatty()
-    with tqdm(total=sum(len(track.table) for track in tracks), disable=not shown, unit="step") as bar:
+    total = sum(len(track.table) for track in tracks)
+    with showing_bars(shown), tqdm(total=total, disable=not shown, unit="step") as bar:
         yield bar.update
 
 

@@ -5,17 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from bridle.column_room import column_room
 from bridle.track import MapRecord
 from bridle.uploads import upload
 from bridle_kernels.attention import Capture
 
 
 class MapCapture:
-    """The records of one step: (batch row, record) each, with a buffer per level that all its sites add to."""
+    """The records of one step: (batch row, record) each, with a buffer per level that all its sites add to.
+
+    -1 fills the columns of records with fewer: other words are then the same shapes.
+    """
 
     def __init__(self, entries: Sequence[tuple[int, MapRecord]], device: torch.device) -> None:
         self._entries = tuple(entries)
-        most = max(len(record.columns) for _, record in entries)
+        most = column_room(max(len(record.columns) for _, record in entries))
         padded = [(*record.columns, *((-1,) * (most - len(record.columns)))) for _, record in entries]
         self._columns = np.array(padded, np.int32)
         self._device = device

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bridle.column_room import column_room
 from bridle.lowering import TokenBias, TokenShift
 from bridle.uploads import sent
 from bridle_kernels.attention import MassShift
@@ -46,13 +47,17 @@ def active_shifts(shifts: Sequence[Sequence[TokenShift]], steps: Sequence[int], 
 
 
 def stack_shifts(active: Sequence[ActiveShift], rows: int, device: torch.device) -> MassShift:
-    """Columns [R, S], shares [R, S] and windows [R, S, N] of at least one shift; -1 fills the columns of rows with fewer."""
+    """Columns [R, S], shares [R, S] and windows [R, S, N] of at least one shift; -1 fills the columns of rows with fewer.
+
+    S is `column_room` of the most that a row has: other words are then the same shapes.
+    """
     counts = [0] * rows
     for row, shift, _, _ in active:
         counts[row] += len(shift.columns)
-    columns = torch.full((rows, max(counts)), -1, dtype=torch.int32)
-    share = torch.zeros((rows, max(counts)))
-    windows = active[0][3].new_zeros((rows, max(counts), active[0][3].shape[0]))
+    most = column_room(max(counts))
+    columns = torch.full((rows, most), -1, dtype=torch.int32)
+    share = torch.zeros((rows, most))
+    windows = active[0][3].new_zeros((rows, most, active[0][3].shape[0]))
     filled = [0] * rows
     for row, shift, part, window in active:
         place = slice(filled[row], filled[row] + len(shift.columns))

@@ -18,6 +18,9 @@ from bridle.track import Track
 from bridle.uploads import upload, upload_rows
 
 _NO_FAULT = -1
+_DEPTH = 3
+"""Of the history of every batch, at least: that of the deepest usual solvers (LMS, PLMS, UniPC, iPNDM), so that others are no
+other shapes, and no other programs."""
 
 
 class Evaluator(Protocol):
@@ -141,7 +144,8 @@ def _observe(track: Track, observer: Observer | None, before: Tensor, output: Te
 class _State:
     """Latents and history of the active tracks, and the constant arguments of the guide-step-blend kernel.
 
-    history: [P, 2 D, C, h, w], slots 0..D-1 samples and D..2D-1 model outputs of earlier steps, slot = step mod D.
+    history: [P, 2 D, C, h, w], slots 0..D-1 samples and D..2D-1 model outputs of earlier steps, the last one first: the order
+    of a sum over them does not depend on D, which the deepest solver of a batch decides.
     """
 
     def __init__(self, tracks: Sequence[Track], alone: bool) -> None:
@@ -151,7 +155,8 @@ class _State:
         if self.tracks:
             self._alone = alone
             self.latents = torch.stack([track.latents for track in self.tracks])
-            self.depth = max(_history_depth(track) for track in self.tracks)
+            self._read = max(_history_depth(track) for track in self.tracks)
+            self.depth = max(_DEPTH, self._read)
             count, *shape = self.latents.shape
             self.history = self.latents.new_zeros((count, 2 * self.depth, *shape))
             self._faults = torch.full((count,), _NO_FAULT, dtype=torch.int32, device=self.latents.device)
@@ -181,7 +186,7 @@ class _State:
             coefficients=self._coefficients[step],
             noise=self._noise(),
             **{name: table[step] for name, table in self._draws.items()},
-            history=self.history if self.depth else None,
+            history=self.history,
             known_coefficients=None if self._levels is None else self._levels[step],
             **self._guidance,
             **(self._known or {}),
@@ -190,10 +195,9 @@ class _State:
     def advance(self, latents: Tensor, guided: Tensor) -> None:
         """Takes over what a step has given."""
         before, self.latents = self.latents, latents
-        if self.depth:
-            slot = self.iteration % self.depth
-            self.history[:, slot] = before
-            self.history[:, self.depth + slot] = guided
+        if self._read:
+            samples, outputs = self.history[:, : self.depth - 1], self.history[:, self.depth : -1]
+            self.history = torch.cat([before[:, None], samples, guided[:, None], outputs], 1)
         self._blend_with_sources()
         bad = ~torch.isfinite(self.latents).flatten(1).all(1) & (self._faults == _NO_FAULT)
         self._faults = self._faults.masked_fill(bad, self.iteration)
@@ -237,15 +241,15 @@ class _State:
         rows = np.zeros((len(self._steps_left()), len(self.tracks), 3 + 2 * self.depth), np.float32)
         for later in self._steps_left():
             for row, track in zip(rows[later], self.tracks, strict=True):
-                self._fill_coefficients(row, track.table, track.step + later, self.iteration + later)
+                self._fill_coefficients(row, track.table, track.step + later)
         return rows
 
-    def _fill_coefficients(self, row: NDArray[np.float32], table: SolverTable, step: int, iteration: int) -> None:
+    def _fill_coefficients(self, row: NDArray[np.float32], table: SolverTable, step: int) -> None:
         row[0], row[1] = table.sample_coefficients[step, 0], table.output_coefficients[step, 0]
         row[2] = float(np.any(table.noise_coefficients[step]))
         for offset, values in ((3, table.sample_coefficients), (3 + self.depth, table.output_coefficients)):
-            for age in range(1, min(values.shape[1], step + 1)):
-                row[offset + (iteration - age) % self.depth] = values[step, age]
+            ages = min(values.shape[1], step + 1)
+            row[offset : offset + ages - 1] = values[step, 1:ages]
 
     def _level_table(self) -> NDArray[np.float32]:
         """[S, P, 2]: the noise level of known regions after each step that is left."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import half_mask, picture
+from basics import half_mask, picture
 
 import bridle
 from bridle.architectures import ARCHITECTURES
@@ -94,6 +94,20 @@ def distance(one: bridle.Result, other: bridle.Result) -> float:
     """How far two images are apart: the larger of the relative distances of latents and pixels."""
     pairs = ((one.latents.numpy(), other.latents.numpy()), (one.images, other.images))
     return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
+
+
+def write_small(path: Path) -> None:
+    """A model of the form of SD 1.x with few heads, groups and layers, and every control: the time of Triton's interpreter is
+    the number of programs."""
+    tiny = ARCHITECTURES["tiny"]
+    down, up = ["CrossAttnDownBlock2D", "DownBlock2D"], ["UpBlock2D", "CrossAttnUpBlock2D"]
+    blocks = {"down_block_types": [down[0]] * 2 + [down[1]] * 2, "up_block_types": [up[0]] * 2 + [up[1]] * 2}
+    unet = {**tiny.unet, **blocks, "layers_per_block": 1, "norm_num_groups": 1, "attention_head_dim": [1, 2, 2, 2]}
+    vae = {**tiny.vae, "layers_per_block": 1, "norm_num_groups": 2}
+    text = {**tiny.text_encoders[0], "num_hidden_layers": 2, "num_attention_heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "small", replace(tiny, unet=unet, vae=vae, text_encoders=(text,)))
+        write_new_model("small", path, seed=3, controlnet=True, t2i=True, ip_adapter="base")
 
 
 def write_sd2(path: Path) -> None:

@@ -5,10 +5,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
+from basics import half_mask as half_mask
+from basics import picture as picture
+from basics import rel_l2 as rel_l2
 from diffusers import AutoencoderTiny, DiffusionPipeline
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_networks import randomise
 
@@ -17,24 +18,6 @@ from bridle.backends.reference import ReferenceBackend
 from bridle.weights import Component
 
 PROMPT, NEGATIVE, STEPS, GUIDANCE, SEED = "a red circle", "blue", 20, 5.0, 5
-
-
-def rel_l2(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    """Distance relative to the length of the reference."""
-    return float((ours - reference).norm() / reference.norm())
-
-
-def picture(seed: int = 3, width: int = 128, height: int = 128) -> Image.Image:
-    """Smooth random colours."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
-    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def half_mask(side: int = 128) -> np.ndarray:
-    """True in the right half."""
-    mask = np.zeros((side, side), dtype=bool)
-    mask[:, side // 2 :] = True
-    return mask
 
 
 def request(**changes: object) -> bridle.Request:

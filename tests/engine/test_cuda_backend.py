@@ -2,13 +2,13 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from control_cases import write_small
 
 import bridle
 from bridle.backends.cuda import CudaBackend
@@ -20,19 +20,12 @@ from bridle_kernels.attention import Capture
 HERE = Path(__file__).parent
 
 
-@pytest.fixture
-def few_groups(map_folder: Path, tmp_path: Path) -> Path:
-    """The same model with two groups per norm: the interpreter's time is the number of programs."""
-    model = Path(shutil.copytree(map_folder, tmp_path / "model"))
-    for config in (model / "unet/config.json", model / "controlnet/config.json"):
-        config.write_text(json.dumps({**json.loads(config.read_text()), "norm_num_groups": 2}))
-    return model
-
-
-def test_pipelines_in_the_interpreter_are_the_reference(few_groups: Path) -> None:
+def test_pipelines_in_the_interpreter_are_the_reference(tmp_path: Path) -> None:
+    """One step of most controls; two of windows; two with guidance, known regions, regions of their own, and pixels."""
     pytest.importorskip("triton", reason="Triton has wheels for Linux only")
+    write_small(tmp_path / "model")
     outcome = subprocess.run(
-        [sys.executable, "interpreted_cuda.py", str(few_groups)],
+        [sys.executable, "interpreted_cuda.py", str(tmp_path / "model")],
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         cwd=HERE,
         capture_output=True,
@@ -41,8 +34,10 @@ def test_pipelines_in_the_interpreter_are_the_reference(few_groups: Path) -> Non
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     found = json.loads(outcome.stdout)
-    assert len(found["distances"]) == 2 and found["maps"], found
+    assert len(found["distances"]) == 4 and found["maps"], found
     assert max([*found["distances"].values(), *found["maps"].values()]) <= 1e-4, found
+    norm, launched = {"_slices", "_merge", "_normalise"}, found["launched"]
+    assert norm | {"_forward"} <= set(launched["encoder"]) & set(launched["decoder"]) & set(launched["step"]), launched
     own, of_reference = found["concatenations"]
     assert own == 0 and of_reference > 0, "the decoder reads its skips where they are; the reference copies them"
 

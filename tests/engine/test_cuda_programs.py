@@ -1,13 +1,14 @@
 """The programs of `backend="cuda"` with graphs and streams that only count: padding, captures, joins, and no waiting."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from control_cases import CONTROLS, asked
+from control_cases import CONTROLS, SOURCE, Changes, asked
 from fake_cuda import PlainCuda
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
@@ -15,10 +16,12 @@ import bridle
 from bridle import sampler
 from bridle.backends import static_rows, step_programs
 from bridle.backends.buckets import bucket
+from bridle.progress import bars_shown, showing_bars
 from bridle.rows import Residual
 
 CPU = torch.device("cpu")
 PLAIN = {"output_type": "latent", "num_inference_steps": 4}
+BLENDED = {"attention": [bridle.PromptEdit(SOURCE, local_blend=bridle.LocalBlend("red circle", "red square"))]}
 ALL = [name for name in CONTROLS if name != "vae_tiling"]
 
 
@@ -114,10 +117,12 @@ def test_other_numbers_are_no_other_program(engine: bridle.Engine) -> None:
         {"num_inference_steps": 7},
         {"seed": 11},
         {"scheduler": "euler"},
+        {"scheduler": "dpm++ 2m"},
+        {"scheduler": "unipc"},
     ):
         engine.sample(replace(first, **change))
     assert engine.backend.captures == engine.backend.graphs.captures == 1
-    assert engine.backend.graphs.replays == 4 * 6 + 7
+    assert engine.backend.graphs.replays == 4 * 8 + 7
     engine.sample(replace(first, controls=[replace(net, start=0.5)]))
     assert engine.backend.captures == 2, "steps without the ControlNet have a program of their own"
     engine.sample(
@@ -142,6 +147,62 @@ def test_strengths_of_other_controls_are_data(engine: bridle.Engine, name: str) 
     }[name](CONTROLS[name])
     engine.sample(replace(asked(changed), **PLAIN))
     assert engine.backend.captures == before
+
+
+WORDS = "a yellow moon right of a small green star"
+"""Another prompt: its words stand elsewhere and have other numbers of tokens. The tiny models' tokens are mostly letters."""
+
+MOON_EDIT = bridle.PromptEdit(WORDS.replace("moon", "ring"))
+OTHER_WORDS: dict[str, tuple[Changes, Changes]] = {
+    "one token and two": (
+        {"prompt": "a circle", "attention": [bridle.CaptureMaps("a")]},
+        {"attention": [bridle.CaptureMaps("of")]},
+    ),
+    "CaptureMaps": (CONTROLS["CaptureMaps"], {"attention": [bridle.CaptureMaps(["yellow moon", "of"])]}),
+    "Reweight": (CONTROLS["Reweight"], {"attention": [bridle.Reweight("green star", 0.5)]}),
+    "InjectMap bias": (
+        CONTROLS["InjectMap bias"],
+        {"attention": [bridle.InjectMap("green star", box=(0.0, 0.5, 1.0, 1.0))]},
+    ),
+    "InjectMap mass": (
+        CONTROLS["InjectMap mass"],
+        {"attention": [bridle.InjectMap("of", box=(0.0, 0.5, 1.0, 1.0), mode="mass", strength=0.4)]},
+    ),
+    "PromptEdit": (CONTROLS["PromptEdit"], {"attention": [MOON_EDIT]}),
+    "local blend": (BLENDED, {"attention": [replace(MOON_EDIT, local_blend=bridle.LocalBlend("moon", "yellow ring"))]}),
+}
+"""Of each control, a first request and what changes to another one of the prompt above."""
+
+
+@pytest.mark.parametrize("name", OTHER_WORDS)
+def test_other_words_are_no_other_program(reference: bridle.Engine, engine: bridle.Engine, name: str) -> None:
+    """And the image through the program of the first words is the reference's."""
+    first, changed = (replace(asked(changes), **PLAIN) for changes in OTHER_WORDS[name])
+    engine.sample(first)
+    before = engine.backend.captures
+    other = replace(changed, prompt=WORDS)
+    ours, theirs = engine.sample(other), reference.sample(other)
+    assert engine.backend.captures == before
+    assert close([ours.latents], [theirs.latents]) and ours.maps.keys() == theirs.maps.keys()
+    assert all(abs(heat - theirs.maps[word]).max() < 1e-4 for word, heat in ours.maps.items())
+
+
+def test_more_words_than_there_is_room_for_are_another_program(engine: bridle.Engine) -> None:
+    for words, captures in (("of", 1), ("circle", 1), (["circle", "left"], 2)):
+        engine.sample(replace(asked({"attention": [bridle.CaptureMaps(words)]}), **PLAIN))
+        assert engine.backend.captures == captures, "2, 6 and 10 tokens"
+
+
+def test_other_windows_of_an_edit_are_no_other_program(engine: bridle.Engine) -> None:
+    """As long as their steps have the same features. The control has steps of self-attention's maps alone."""
+    for edit, captures in (
+        (bridle.PromptEdit(SOURCE, cross=0.5, self=0.25), 3),
+        (bridle.PromptEdit(SOURCE, cross=(0.25, 1.0), self=(0.5, 0.75)), 3),
+        (bridle.PromptEdit(SOURCE, cross={"circle": 0.75, "default_": 0.5}, self=0.25), 3),
+        (bridle.PromptEdit(SOURCE, cross=0.25, self=0.75), 4),
+    ):
+        engine.sample(replace(asked({"attention": [edit]}), **PLAIN))
+        assert engine.backend.captures == captures
 
 
 def test_programs_are_bounded(reference: bridle.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,14 +295,15 @@ def watched_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 QUIET = ["ControlNet", "T2IAdapter", "ImagePrompt", "inpainting", "CaptureMaps", "Reweight", "InjectMap bias", "InjectMap mass",
-         "PromptEdit", "attention regions", "latent regions", "Views"]  # fmt: skip
+         "PromptEdit", "local blend", "attention regions", "latent regions", "Views"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", QUIET)
 def test_no_step_waits_for_the_device(engine: bridle.Engine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The definitions that stand in for kernels here read values of their own: they run before the watch, and are replayed."""
     monkeypatch.setattr(engine.backend.graphs, "capture", kept_outputs)
-    request = replace(asked(CONTROLS[name]), output_type="latent", num_inference_steps=4)
+    changes = BLENDED if name == "local blend" else CONTROLS[name]
+    request = replace(asked(changes), output_type="latent", num_inference_steps=4)
     with watched_steps(monkeypatch) as found:
         drawn = replace(request, seed=9, scheduler="euler a")
         engine.sample([request, drawn, replace(drawn, noise="philox")])
@@ -295,6 +357,29 @@ def test_warming_up_captures_ahead(engine: bridle.Engine) -> None:
     assert before > 1 and engine.backend.captures == before
 
 
+@pytest.mark.parametrize("method", ["warm_up", "sample"])
+def test_captures_have_a_bar_where_one_is_asked_for(
+    reference: bridle.Engine, capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    """By the call, not when the engine was made. By default there is none: standard error is no terminal here."""
+    request, bar = replace(asked(), **{**PLAIN, "num_inference_steps": 1}), "capturing 2 rows of 6x8"
+    engine = fresh(reference)
+    getattr(engine, method)(request, progress=True)
+    assert bar in capsys.readouterr().err
+    getattr(engine, method)(request, progress=True)
+    assert bar not in capsys.readouterr().err, "nothing is captured"
+    for progress in (False, None):
+        getattr(fresh(reference), method)(request, progress=progress)
+        assert capsys.readouterr().err == ""
+
+
+def test_bars_are_those_of_a_thread_and_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with showing_bars(False), ThreadPoolExecutor(1) as other:
+        assert not bars_shown() and other.submit(bars_shown).result()
+    assert bars_shown()
+
+
 def test_deterministic_images_know_nothing_of_each_other(reference: bridle.Engine) -> None:
     """One by one through the same program: the bits are those of the request alone, whoever is beside it."""
     exact = fresh(reference, alone=True)
@@ -310,3 +395,11 @@ def test_deterministic_is_a_word_for_every_backend(map_folder: Path) -> None:
     exact = bridle.load(map_folder, backend="reference", deterministic=True)
     (alone,) = latents(exact, *plain(1))
     assert torch.equal(latents(exact, *plain(5))[0], alone)
+
+
+def test_a_deeper_solver_beside_it_changes_no_bit(map_folder: Path) -> None:
+    """The history of a batch is as long as its deepest solver's; the order of a sum over it is each solver's own."""
+    exact = bridle.load(map_folder, backend="reference", deterministic=True)
+    request = replace(asked(), **{**PLAIN, "num_inference_steps": 6}, scheduler="unipc")
+    (alone,) = latents(exact, request)
+    assert torch.equal(latents(exact, request, replace(request, scheduler="pndm"))[0], alone)

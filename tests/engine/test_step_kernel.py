@@ -25,22 +25,22 @@ def short(*changes: dict[str, Any], scheduler: str = "euler", noise: str = "torc
 
 
 BATCHES = {
-    "no memory": ([short()], {"fields": 0, "slots": 0, "draws": 0}),
+    "memory that nobody reads": ([short()], {"fields": 0, "slots": 6, "draws": 0}),
     "memory": (
         [short(scheduler="unipc"), short({"num_inference_steps": 5}, scheduler="lms")],
         {"fields": 0, "slots": 6, "draws": 0},
     ),
     "noise of both sources": (
         [short(scheduler="euler a"), short(scheduler="dpm++ 2m sde", noise="philox"), short()],
-        {"fields": triton.NOISE.value, "slots": 0, "draws": 1},
+        {"fields": triton.NOISE.value, "slots": 6, "draws": 1},
     ),
     "a known region": (
         [short(CONTROLS["inpainting"]), short(scheduler="lcm", noise="philox")],
-        {"fields": triton.KNOWN.value, "slots": 0, "draws": 1},
+        {"fields": triton.KNOWN.value, "slots": 6, "draws": 1},
     ),
     "regions in views": (
         [short(CONTROLS["latent regions"], CONTROLS["Views"])],
-        {"fields": triton.WEIGHTS.value, "slots": 0, "draws": 0},
+        {"fields": triton.WEIGHTS.value, "slots": 6, "draws": 0},
     ),
 }
 """Requests, and what their first step has."""

@@ -1,7 +1,6 @@
 """The CUDA backend: the networks over Triton kernels, cuDNN and cuBLAS; a whole step is one CUDA graph."""
 
 import importlib.util
-import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,7 +62,7 @@ class CudaBackend(ReferenceBackend):
         self._guide_step_blend = guide_step_blend
         # What is fetched on one stream must not be given back while another reads it.
         self._lanes = InOrder() if alone or memory_budget is not None else self.make_lanes()
-        self._programs = Programs(self.compute, self.make_recorder(), PROGRAMS, sys.stderr.isatty())
+        self._programs = Programs(self.compute, self.make_recorder(), PROGRAMS)
         self._laid_out: dict[int, Weights] = {}
         self._held = 0
         for component in (model.unet, model.vae):

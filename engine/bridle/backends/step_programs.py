@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bridle.backends.static_rows import Description, Evaluation, StaticRows
+from bridle.progress import bars_shown
 from bridle.rows import Residual, Residuals
 
 _log = logging.getLogger("bridle")
@@ -107,15 +108,14 @@ class Program:
 class Programs:
     """The programs in use, at most `most`. Thread-safe.
 
-    captures: how many were made. uncaptured: how many of them run without a graph. progress: whether a capture shows a bar.
-    room: bytes that the places of all of them may take, None = any number; the one in use is kept.
+    captures: how many were made. uncaptured: how many of them run without a graph. See `progress` for bars. room: bytes that
+    the places of all of them may take, None = any number; the one in use is kept.
     """
 
-    def __init__(self, compute: Compute, recorder: Recorder, most: int, progress: bool) -> None:
+    def __init__(self, compute: Compute, recorder: Recorder, most: int) -> None:
         self._compute = compute
         self._recorder = recorder
         self._most = most
-        self._progress = progress
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
         self.room: int | None = None
@@ -156,7 +156,7 @@ class Programs:
     def _made(self, evaluation: Evaluation, description: Description) -> Program:
         rows, _, height, width = evaluation.rows.sample.shape
         with tqdm(
-            total=1, desc=f"capturing {rows} rows of {height}x{width}", leave=False, disable=not self._progress
+            total=1, desc=f"capturing {rows} rows of {height}x{width}", leave=False, disable=not bars_shown()
         ) as bar:
             try:
                 program = Program(evaluation, description, self._compute, self._recorder)

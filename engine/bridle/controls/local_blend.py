@@ -55,4 +55,4 @@ def blend(source: Tensor, edit: Tensor, mask: Tensor) -> Tensor:
 
     source, edit: latents [..., C, H, W]. mask: [..., H, W] in [0, 1].
     """
-    return torch.lerp(source, edit, mask[..., None, :, :].to(source))
+    return torch.lerp(source, edit, mask[..., None, :, :].to(source.dtype))
