@@ -28,8 +28,8 @@ def export_kernels(
     dtype: float16, bfloat16 or float32, None for all. only: names that contain this text. jobs: processes. Raises
     KernelBundleError for a kernel that is not what it should be, see `Compiled.problem`; there is no manifest then.
     """
-    names = [variant.name for variant in _chosen(dims, dtype) if only in variant.name]
-    return write_bundle(folder, arch, compile_all(names, (arch,), jobs))
+    wanted = [(variant.name, arch) for variant in _chosen(dims, dtype) if only in variant.name]
+    return write_bundle(folder, arch, compile_all(wanted, jobs))
 
 
 def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, bytes]]) -> Path:
