@@ -49,9 +49,9 @@ class Session:
         ours = [name for name in systems if SYSTEMS[name].ours]
         others = [name for name in systems if not SYSTEMS[name].ours]
         alive = [process for name in ours if (process := self._started(name)) is not None]
-        alive += [self._started_without(process.system, over) for process in alive if (over := self._over) is not None]
         waiting = list(others)
         try:
+            alive += [plain for process in tuple(alive) if (plain := self._started_without(process.system)) is not None]
             while True:
                 group = list(self._next_group(waiting, alone=not alive))
                 self._run_group([*alive, *group])
@@ -115,11 +115,19 @@ class Session:
     def _over(self) -> str | None:
         return WORKLOADS[self._workload].over
 
-    def _started_without(self, name: str, over: str) -> Process:
-        """One of ours with the workload that this one adds something to. Raises SystemFailure."""
-        process = Process(self._workspace, over, name, self._threads)
-        process.started()
-        process.run()
+    def _started_without(self, name: str) -> Process | None:
+        """One of ours with the workload that this one adds something to, if there is one and it runs. Its outputs are that
+        workload's own business."""
+        if self._over is None:
+            return None
+        process = Process(self._workspace, self._over, name, self._threads)
+        try:
+            process.started()
+            process.run()
+        except SystemFailure as problem:
+            tqdm.write(f"{self._workload}: {name} is not held against {self._over}: {problem}")
+            process.close()
+            return None
         return process
 
     def _leave_out(self, name: str, why: str) -> None:
@@ -150,8 +158,8 @@ class Session:
             self._note(process, seconds[self._workload, process.system])
         for ours in (process.system for process in here if SYSTEMS[process.system].ours):
             mine = medians[self._workload, ours]
-            if self._over is not None:
-                self._found.systems[ours].setdefault(f"over_{self._over}", round(mine / medians[self._over, ours], 3))
+            if (without := medians.get((self._over or "", ours))) is not None:
+                self._found.systems[ours].setdefault(f"over_{self._over}", round(mine / without, 3))
             for peer in (process.system for process in here if process.system != ours):
                 self._found.pairs[ours, peer] = round(medians[self._workload, peer] / mine, 3)
 

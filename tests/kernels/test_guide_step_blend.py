@@ -119,7 +119,10 @@ CASES = [
     Case(samples=5, rows=9, channels=4, height=8, width=65, history=6, views=True),
     Case(samples=3, channels=4, height=16, width=33, history=0, known=False, noise=False, draws=1),
     Case(samples=3, width=31, views=True, draws=2),
+    Case(height=64, width=64),
+    Case(height=37, width=40, history=0),
 ]
+"""The last two are lines that are joined to several rows."""
 
 
 @each_isa
@@ -155,8 +158,10 @@ LAYOUTS = {
 @each_isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts_give_the_bytes_of_the_copy(isa: str, dtype: torch.dtype, layout: Any) -> None:
-    given = arguments(Case(views=True), seed=3, dtype=dtype)
+@pytest.mark.parametrize("views", [True, False], ids=["views", "whole"])
+def test_layouts_give_the_bytes_of_the_copy(isa: str, dtype: torch.dtype, layout: Any, views: bool) -> None:
+    """Lines of whole images are joined where they follow each other, and only there."""
+    given = arguments(Case(views=views), seed=3, dtype=dtype)
     strided = {k: layout(v) if isinstance(v, Tensor) and v.ndim >= 3 else v for k, v in given.items()}
     for one, other in zip(native.guide_step_blend(**strided, isa=isa), native.guide_step_blend(**given), strict=True):
         assert torch.equal(one, other)

@@ -1,5 +1,4 @@
-// NormKernels as plain loops over channels, which the flags of each variant vectorise, and sums in vectors, which stay
-// in registers. FMA contraction is off and sums run over positions, so all variants give the same bits, but for layer
+// NormKernels in the vectors of a variant: sums stay in registers, and tails are plain loops. FMA contraction is off and sums run over positions, so all variants give the same bits, but for layer
 // normalisation's sums over lanes, which are fixed too.
 #pragma once
 

@@ -43,6 +43,7 @@ class CpuBackend(ReferenceBackend):
     name = "cpu"
 
     def __init__(self, model: Model, device: torch.device, dtype: torch.dtype, *, alone: bool = False) -> None:
+        self._isa = _core.active_isa()
         self._pool = thread_pool()
         self._packed = PackedWeights(self._pool, packed_cache())
         self._steps = ProgramCache(STEP_PROGRAMS)
@@ -71,7 +72,7 @@ class CpuBackend(ReferenceBackend):
     @property
     def isa(self) -> str:
         """See `ReferenceBackend.isa`."""
-        return _core.active_isa()
+        return self._isa
 
     def evaluate(self, rows: Rows) -> Tensor:
         """Model outputs [R, C, h, w]. Raises UnsupportedError for a primitive that is not served."""
