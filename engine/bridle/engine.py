@@ -171,7 +171,7 @@ class Engine:
         single = isinstance(requests, Request)
         items = _checked_requests(requests)
         prepared = [prepare(self.backend, request, self.control) for request in items]
-        for size, rows, branches in loads(prepared):
+        for size, rows, branches in loads(prepared, self.backend.alone):
             self.backend.admit(rows, size, branches)
         outcomes = self._run(prepared, callback, progress)
         failures = [outcome for outcome in outcomes if isinstance(outcome, Exception)]

@@ -9,15 +9,19 @@ from bridle.request_checks import Prepared
 Size = tuple[int, int]
 
 
-def loads(prepared: Sequence[Prepared]) -> Iterator[tuple[Size, int, int]]:
-    """For each size of rows: (height, width) of latents, the most rows of one evaluation, the most ControlNets of a row."""
+def loads(prepared: Sequence[Prepared], alone: bool) -> Iterator[tuple[Size, int, int]]:
+    """For each size of rows: (height, width) of latents, the most rows of one evaluation, the most ControlNets of a row.
+
+    alone: see `sampler.Evaluator`; an evaluation then has the rows of one image.
+    """
     sizes: dict[Size, list[Prepared]] = {}
     for item in prepared:
         sizes.setdefault(_row_size(item), []).append(item)
     for size, items in sizes.items():
         most = max(1, MAX_CELLS // (size[0] * size[1]))
         controls = [sum(isinstance(control, ControlNet) for control in item.request.controls) for item in items]
-        yield size, min(most, sum(row_count(item) for item in items)), max(controls)
+        counts = [row_count(item) // (item.request.num_images if alone else 1) for item in items]
+        yield size, min(most, max(counts) if alone else sum(counts)), max(controls)
 
 
 def row_count(item: Prepared) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from control_cases import CONTROLS, asked
 from fake_cuda import PlainCuda
+from runs import picture
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -73,7 +74,7 @@ def test_all_stays_where_there_is_room(model: Model, map_folder: Path, plenty: b
 
 
 def test_what_can_wait_waits_and_the_image_is_the_same(model: Model, map_folder: Path, plenty: bridle.Engine) -> None:
-    ours = engine(model, map_folder, frugal(model) * 11 // 10)
+    ours = engine(model, map_folder, frugal(model) * 13 // 10)
     backend = ours.backend
     unet = backend.model.unet.tensors
     assert isinstance(unet, Elsewhere) and all(isinstance(e.tensors, Elsewhere) for e in backend.model.text_encoders)
@@ -171,16 +172,42 @@ def test_large_images_are_encoded_in_tiles(model: Model, map_folder: Path, monke
 
 def test_captured_steps_make_room_for_an_image(model: Model, map_folder: Path, plenty: bridle.Engine) -> None:
     """Only where an image does not fit beside what they hold."""
-    small = replace(asked(), num_inference_steps=2, width=32, height=32)
-    wanted, side = plenty.sample(small).latents, 32 // model.vae.config.scale
-    for tight, releases in ((False, [0, 0]), (True, [1, 2])):
+    small = replace(asked(), num_inference_steps=2, width=128, height=128)
+    again = replace(small, image=picture(4), strength=1.0)
+    side = 128 // model.vae.config.scale
+    for request in (small, again):
+        wanted = plenty.sample(request).latents
+        for tight, releases in ((False, [0, 0]), (True, [1, 2])):
+            ours = engine(model, map_folder, 10 * roomy(model))
+            budget = ours.backend._budget
+            if tight:
+                budget.limit = budget.need(model, Load(2, (side, side)))
+            for count in releases:
+                assert torch.equal(ours.sample(request).latents, wanted)
+                assert ours.backend.graphs.releases == count
+
+
+def test_a_capture_has_the_memory_of_activations_alone_where_there_is_no_more(model: Model, map_folder: Path) -> None:
+    """Two kinds of steps in one image: with room for both activations they stay, else each is captured anew."""
+    small = replace(asked(), num_inference_steps=4, width=32, height=32, output_type="latent")
+    window = replace(small, controls=[replace(REQUEST.controls[0], end=0.5)])
+    for tight, captures in ((False, [2, 2]), (True, [2, 4])):
         ours = engine(model, map_folder, 10 * roomy(model))
+        ours.control(window.controls[0])
         budget = ours.backend._budget
+        side = 32 // model.vae.config.scale
         if tight:
-            budget.limit = budget.need(model, Load(2, (side, side)))
-        for count in releases:
-            assert torch.equal(ours.sample(small).latents, wanted)
-            assert ours.backend.graphs.releases == count
+            budget.limit = budget.need(model, Load(2, (side, side), branches=1))
+        for count in captures:
+            ours.sample(window)
+            assert ours.backend.captures == count
+
+
+def test_what_waits_is_laid_out_too(model: Model, map_folder: Path) -> None:
+    tight = engine(model, map_folder, frugal(model)).backend.model.unet.tensors
+    assert isinstance(tight, Elsewhere)
+    kernels = [tensor for tensor in tight.values() if tensor.ndim == 4 and tensor.shape[-1] > 1]
+    assert kernels and all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
 
 
 def test_programs_keep_to_the_memory_that_is_left(model: Model, map_folder: Path) -> None:
@@ -214,7 +241,11 @@ def test_a_capture_without_memory_is_tried_once_more_in_what_others_held(
     def full(run: object) -> object:
         if left[0]:
             left[0] -= 1
-            raise torch.OutOfMemoryError("no memory")
+            try:
+                raise torch.OutOfMemoryError("no memory")
+            finally:
+                # As the end of a broken capture hides what broke it.
+                raise RuntimeError("no memory: a stream was not joined")
         return capture(run)  # type: ignore[arg-type]
 
     monkeypatch.setattr(ours.backend.graphs, "capture", full)
@@ -239,11 +270,12 @@ def test_what_is_fetched_is_dropped() -> None:
 
 
 def test_rows_of_requests_are_counted(plenty: bridle.Engine) -> None:
-    def found(*changes: dict[str, object]) -> list[tuple[tuple[int, int], int, int]]:
-        return list(loads([prepare(plenty.backend, asked(change), plenty.control) for change in changes]))
+    def found(*changes: dict[str, object], alone: bool = False) -> list[tuple[tuple[int, int], int, int]]:
+        return list(loads([prepare(plenty.backend, asked(change), plenty.control) for change in changes], alone))
 
     assert found({}) == [((6, 8), 2, 0)] and found({"guidance_scale": 1.0}) == [((6, 8), 1, 0)]
     assert found(CONTROLS["ControlNet"], {"num_images": 3}) == [((6, 8), 8, 1)]
+    assert found(CONTROLS["ControlNet"], {"num_images": 3}, alone=True) == [((6, 8), 2, 1)]
     assert found(CONTROLS["PromptEdit"]) == [((6, 8), 4, 0)]
     assert found(CONTROLS["latent regions"]) == [((6, 8), 6, 0)]
     assert found({"width": 512, "height": 512, "num_images": 40}) == [((64, 64), 32, 0)], "one evaluation has no more"

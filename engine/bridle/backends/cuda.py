@@ -56,6 +56,9 @@ class CudaBackend(ReferenceBackend):
 
         self._budget = None if memory_budget is None else MemoryBudget(memory_budget, device, dtype.itemsize)
         if self._budget is not None:
+            # Also what waits: a weight that is fetched in every step should not be laid out in every step.
+            for component in (model.unet, model.vae):
+                keep_channels_last(component.tensors)
             model = self._budget.place_model(model)
             self.limit_memory(self._budget.limit, device)
         super().__init__(model, device, dtype, TritonOps(), alone=alone)
@@ -64,7 +67,6 @@ class CudaBackend(ReferenceBackend):
         self._lanes = InOrder() if alone or memory_budget is not None else self.make_lanes()
         self._programs = Programs(self.compute, self.make_recorder(), PROGRAMS)
         self._laid_out: dict[int, Weights] = {}
-        self._held = 0
         for component in (model.unet, model.vae):
             self._lay_out(component.tensors)
 
@@ -107,6 +109,8 @@ class CudaBackend(ReferenceBackend):
         """See `ReferenceBackend.place_control`."""
         if self._budget is None:
             return weights
+        # It is judged against the budget alone, without what captured steps hold.
+        self._programs.clear()
         if isinstance(weights, IPAdapter):
             return replace(
                 weights,
@@ -128,8 +132,9 @@ class CudaBackend(ReferenceBackend):
             load = Load(bucket(rows), size, branches)
             self._budget.admit(self.model, load)
             self._programs.room = self._budget.spare(self.model, load)
-            self._held = max(
-                self._held, self._budget.denoising(self.model, load) + self._budget.copies(self.model, load)
+            denoising = self._budget.denoising(self.model, load)
+            self._programs.crowded = (
+                self._budget.need(self.model, replace(load, tiled=True)) + denoising > self._budget.limit
             )
 
     def encode_image(self, image: Tensor, tiling: bool) -> tuple[Tensor, Tensor | None]:
@@ -146,10 +151,15 @@ class CudaBackend(ReferenceBackend):
         if self._budget is None:
             return tiling
         tiled = tiling or self._budget.tiles(self.model, size)
-        if not self._budget.fits(self.model, size, tiled, self._held):
+        if len(self._programs) and not self._budget.fits(self.model, size, tiled, self._held(self._budget)):
             self._programs.clear()
-            self._held = 0
         return tiled
+
+    def _held(self, budget: MemoryBudget) -> int:
+        """Bytes of captured steps: the places of all, and the activations of the largest, which all share."""
+        rows = [evaluation.rows for evaluation in self._programs.evaluations]
+        loads = [Load(r.sample.shape[0], (r.sample.shape[2], r.sample.shape[3]), len(r.branches)) for r in rows]
+        return self._programs.nbytes + max((budget.denoising(self.model, load) for load in loads), default=0)
 
     @property
     def captures(self) -> int:

@@ -28,7 +28,9 @@ C = TypeVar("C")
 _WORKING = 20
 """Images of a level's width that are alive at once inside one block: GEGLU's product is 8 of them and its result 4."""
 _TEXT = 77
-"""Tokens of a prompt, whose keys and values a program has copies of."""
+"""Tokens of a prompt."""
+_COPIES = 3
+"""Of keys and values: a request's own, those of its batch, and those in a program's places."""
 _DECODING = 5
 """Images of full size and the decoder's widest channels there: input, norm, convolution, residual, enlarged."""
 
@@ -121,12 +123,18 @@ class MemoryBudget:
         return self._width * load.rows * row_elements(model.unet.config, load.size, load.branches)
 
     def copies(self, model: Model, load: Load) -> int:
-        """Bytes of keys and values that the program of a load has places for: those of a prompt for every row."""
-        return self._width * load.rows * 2 * _TEXT * sum(s.heads * s.dim for s in attention_sites(model.unet.config))
+        """Bytes of all copies of keys and values."""
+        return _COPIES * self.places(model, load)
+
+    def places(self, model: Model, load: Load) -> int:
+        """Bytes of keys and values that the program of a load has places for: those of a prompt of 77 tokens for every row,
+        in the U-Net and in each ControlNet, which has fewer sites."""
+        sites = sum(site.heads * site.dim for site in attention_sites(model.unet.config))
+        return self._width * load.rows * (1 + load.branches) * 2 * _TEXT * sites
 
     def spare(self, model: Model, load: Load) -> int:
-        """Bytes of the limit that a load leaves to copies of values, its own and those of other programs."""
-        return self.limit - self.need(model, replace(load, tiled=True)) + self.copies(model, load)
+        """Bytes of the limit that a load leaves to the places of programs, its own and others'."""
+        return self.limit - self.need(model, replace(load, tiled=True)) + self.places(model, load)
 
     def admit(self, model: Model, load: Load) -> None:
         """Raises MemoryBudgetError where a load does not fit, although its decoding takes tiles."""

@@ -85,12 +85,17 @@ class Program:
         try:
             self._replay = recorder.capture(lambda: compute(static))
             self.captured = True
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as problem:
+            if _wants_memory(problem):
+                raise torch.OutOfMemoryError(str(problem)) from problem
             _log.warning("these rows run without a graph: %s", problem)
             self._replay = lambda: compute(static)
             self.captured = False
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What it computes, padded to its bucket."""
+        return self._static.evaluation
 
     @property
     def nbytes(self) -> int:
@@ -105,11 +110,21 @@ class Program:
         return outputs
 
 
+def _wants_memory(problem: BaseException | None) -> bool:
+    """Whether it comes of a lack of memory. A capture that is broken off has errors of its own, which would hide that."""
+    while problem is not None:
+        if isinstance(problem, torch.OutOfMemoryError):
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False
+
+
 class Programs:
     """The programs in use, at most `most`. Thread-safe.
 
     captures: how many were made. uncaptured: how many of them run without a graph. See `progress` for bars. room: bytes that
-    the places of all of them may take, None = any number; the one in use is kept.
+    the places of all of them may take, None = any number; the one in use is kept. crowded: whether there is no memory for the
+    activations of a capture beside those of programs.
     """
 
     def __init__(self, compute: Compute, recorder: Recorder, most: int) -> None:
@@ -119,8 +134,27 @@ class Programs:
         self._programs: OrderedDict[Hashable, Program] = OrderedDict()
         self._lock = threading.Lock()
         self.room: int | None = None
+        self.crowded = False
         self.captures = 0
         self.uncaptured = 0
+
+    def __len__(self) -> int:
+        return len(self._programs)
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """What each computes, padded to its bucket."""
+        with self._lock:
+            return [program.evaluation for program in self._programs.values()]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all places."""
+        with self._lock:
+            return self._places()
+
+    def _places(self) -> int:
+        return sum(program.nbytes for program in self._programs.values())
 
     def clear(self) -> None:
         """Gives back all of them, and what they hold."""
@@ -138,16 +172,18 @@ class Programs:
     def _program(self, evaluation: Evaluation, description: Description) -> Program:
         key = description.key
         if key not in self._programs:
+            if self.crowded and self._programs:
+                self._release()
             while len(self._programs) >= self._most:
                 self._programs.popitem(last=False)
             self._programs[key] = self._made(evaluation, description)
         self._programs.move_to_end(key)
-        while len(self._programs) > 1 and self._crowded():
+        while len(self._programs) > 1 and self._overflows():
             self._programs.popitem(last=False)
         return self._programs[key]
 
-    def _crowded(self) -> bool:
-        return self.room is not None and sum(program.nbytes for program in self._programs.values()) > self.room
+    def _overflows(self) -> bool:
+        return self.room is not None and self._places() > self.room
 
     def _release(self) -> None:
         self._programs.clear()
@@ -158,14 +194,18 @@ class Programs:
         with tqdm(
             total=1, desc=f"capturing {rows} rows of {height}x{width}", leave=False, disable=not bars_shown()
         ) as bar:
-            try:
-                program = Program(evaluation, description, self._compute, self._recorder)
-            except torch.OutOfMemoryError:
-                if not self._programs:
-                    raise
+            program = self._tried(evaluation, description)
+            if program is None:
                 self._release()
                 program = Program(evaluation, description, self._compute, self._recorder)
             bar.update()
         self.captures += 1
         self.uncaptured += not program.captured
         return program
+
+    def _tried(self, evaluation: Evaluation, description: Description) -> Program | None:
+        """None where there is no memory. What the attempt held goes with its error: it must be gone before the next one."""
+        try:
+            return Program(evaluation, description, self._compute, self._recorder)
+        except torch.OutOfMemoryError:
+            return None

@@ -54,7 +54,6 @@ def _probabilities(
     if HIGH:
         high = LOW + tl.arange(0, HIGH)
         q_high = tile(q, q_at, n, q_strides[1], inside, high, DIM, FLOAT32, UNIT)
-    named = column < 0
     named = tl.zeros([column.shape[0]], tl.int1)
     first = 0
     for p in tl.static_range(PIECES):
