@@ -487,3 +487,17 @@ def test_a_row_is_faster_than_every_peer_only_where_the_compiled_one_was_measure
     untold = [entry for entry in faster.values() if not entry["peers"]]
     assert len(untold) == len(faster) - 4 and all(entry["got"] is entry["met"] is None for entry in untold)
     assert all(entry["met"] is None for entry in required().values())
+
+
+def test_both_families_have_the_same_figures_to_meet() -> None:
+    for family in plan.FAMILIES:
+        controls = {name for name, row in ROWS.items() if row.family == family and name != family
+                    and row.steps and row.requests == 1 and not row.deterministic}  # fmt: skip
+        assert {name for name, least in report.AT_LEAST.items() if least == 2.0 and name in controls} == controls
+        rows = (timing(family, ours=10.0), timing(f"{family}-capture", ours=10.2),
+                timing(f"{family}-regions-attention", ours=10.5, compiled=19.0))  # fmt: skip
+        found = required(*rows)
+        assert found[f"{family}-capture: over the plain row"]["met"] is True
+        assert found[f"{family}-regions-attention: over the plain row"]["met"] is False
+        assert found[f"{family}-regions-attention: faster than every peer"]["met"] is False, "1.8 times"
+        assert found[f"{family}-batch-4: faster than every peer"]["at_least"] == 1.0
