@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gpu.case import FLASH, OWN
 from gpu.rows import ROWS
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +25,9 @@ AT_MOST = {
     for control, most in (("capture", 1.03), ("regions-attention", 1.04))
 }
 """Our time of a row over that of our plain row: capture, and four regions."""
-GOALS = {"sd15": 200.0, "sdxl": 33.0}
-"""Steps per second on an H200."""
-
-
+FLASH_GOAL = "attention kernel, head dimension 64"
+GOALS = {"sd15": 200.0, "sdxl": 33.0, FLASH_GOAL: 0.85}
+"""Steps per second on an H200; of our kernel the speed over FlashAttention's, which PyTorch's fused kernel stands for."""
 PRICES = {"-deterministic": "DET1 over the same row without it"}
 """By the end of a row's name, what its time over that of the row without that end is."""
 BUNDLE = "bundle over ours"
@@ -137,6 +137,22 @@ def _faster(name: str, row: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
+def beside_flash(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Our attention kernel's speed over that of PyTorch's on the same operands, beside the goal; None: one was not timed."""
+    rows = {row["name"]: row.get("ms") for result in results if result["part"] == "rates" for row in result["found"]}
+    sizes = [name.removeprefix(FLASH) for name in rows if name.startswith(f"{FLASH} ")]
+    return [_required(f"{OWN}{size}: speed over {FLASH}", GOALS[FLASH_GOAL], _speed(rows, size)) for size in sizes]
+
+
+def _speed(rows: Mapping[str, float | None], size: str) -> float | None:
+    own, flash = rows.get(OWN + size), rows[FLASH + size]
+    return None if own is None or flash is None else round(flash / own, 3)
+
+
+def _required(name: str, least: float, got: float | None) -> dict[str, Any]:
+    return {"name": name, "at_least": least, "got": got, "met": None if got is None else got >= least}
+
+
 def _ours(row: Mapping[str, Any] | None) -> float | None:
     return None if row is None else row.get("systems", {}).get("ours", {}).get("ms")
 
@@ -156,4 +172,6 @@ def table(results: Sequence[Mapping[str, Any]]) -> str:
     for family, seconds in first_images(results).items():
         figures = [f"{name} {'not measured' if value is None else value}" for name, value in seconds.items()]
         lines.append(f"seconds to the first image, {family}: {', '.join(figures)}")
+    for entry in beside_flash(results):
+        lines.append(f"{entry['name']} {entry['got']}, goal {entry['at_least']}")
     return "\n".join(lines)

@@ -17,12 +17,17 @@ import gpu_check
 from bridle import new_model
 from bridle_exporters import kernel_bundle
 from bridle_exporters.aot import Compiled
+from bridle_kernels.attention import Segment, gpu
+from bridle_kernels.attention import reference as attention_reference
+from bridle_kernels.guide_step_blend import reference as step_reference
+from bridle_kernels.guide_step_blend import triton as step_kernel
 from gpu import (
     bundle,
     clock,
     first_image,
     kernels,
     models,
+    own_kernels,
     parity,
     peers,
     plan,
@@ -157,8 +162,11 @@ def test_the_command_on_a_machine_without_a_gpu(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     (rated,) = found["parts"]
     names = [row["name"].split(" ")[0] for row in rated["found"]]
-    assert names[0] == "ceilings" and {"attention", "conv2d", "geglu", "linear"} <= set(names)
+    assert names[0] == "ceilings" and {"attention", "sdpa", "guide_step_blend", "conv2d", "geglu", "linear"} <= set(
+        names
+    )
     assert all(row["problem"] is None for row in rated["found"]) and found["failures"] == []
+    assert [entry["got"] > 0.0 for entry in found["beside_flash"]] == [True]
     assert out.with_suffix(".png").stat().st_size > 5000
 
 
@@ -169,6 +177,57 @@ def test_a_kernel_that_differs_between_runs_is_told() -> None:
     assert found["problem"] == "50 of 50 repeats differ"
     case = rates.Case("nan", lambda: torch.tensor([float("inf")]), 1, 0)
     assert rates.measured(case, {"bytes_per_s": 1e9, "flops_per_s": 1e9}, "cpu")["problem"] == "not finite"
+
+
+def test_our_own_kernels_are_timed_where_plain_attention_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[tuple[int, ...], Segment, bool]] = []
+    plain: list[torch.Tensor] = []
+
+    def attend(q: torch.Tensor, segments: tuple[Segment, ...]) -> torch.Tensor:
+        called.append((tuple(q.shape), segments[0], q.requires_grad and torch.is_grad_enabled()))
+        plain.append(attention_reference.attention(q, segments))
+        return plain[-1]
+
+    assert own_kernels.kernels("cuda") == (gpu.attention, step_kernel.guide_step_blend)
+    monkeypatch.setattr(own_kernels, "kernels", lambda device: (attend, step_reference.guide_step_blend))
+    with torch.no_grad():
+        found = {case.name.split(" (")[0]: (case, case.run()) for case in own_kernels.cases(False, "cpu")}
+    assert found.keys() == {own_kernels.OWN, own_kernels.FLASH, "guide_step_blend",
+                            *(f"{own_kernels.OWN}, {what}" for what in ("bias", "capture", "gradients"))}  # fmt: skip
+    segments = [segment for _, segment, _ in called]
+    assert [bool(s.captures) for s in segments].count(True) == [s.bias is not None for s in segments].count(True) == 1
+    assert [wanted for *_, wanted in called] == [False] * 5 + [True]
+    assert torch.allclose(found[own_kernels.FLASH][1].float(), plain[1].float(), atol=1e-2), "the same operands"
+    for case, output in found.values():
+        assert case.bytes > 0 and case.flops > 0 and torch.equal(output, case.run()) and output.abs().max() > 0.0
+    assert {size[-1] for size in own_kernels.SELF} == {40, 64, 80, 160} == {size[-1] for size in own_kernels.TEXT}
+    assert all(size[2] == 77 for size in (*own_kernels.TEXT, own_kernels.MORE))
+
+
+def test_the_floors_of_our_own_kernels() -> None:
+    by = {case.name.split(" (")[0]: case for case in own_kernels.cases(False, "cpu")}
+    rows, queries, keys, heads, dim = own_kernels.TINY[2]
+    q, text = (2 * rows * count * heads * dim for count in (queries, keys))
+    products = 2 * 2 * rows * heads * queries * keys * dim
+    assert (by[own_kernels.OWN].bytes, by[own_kernels.OWN].flops) == (2 * (q + text), products)
+    assert by[f"{own_kernels.OWN}, bias"].bytes - by[own_kernels.OWN].bytes == 4 * queries * keys
+    assert by[f"{own_kernels.OWN}, capture"].bytes - by[own_kernels.OWN].bytes == 4 * queries * own_kernels.COLUMNS
+    gradients = by[f"{own_kernels.OWN}, gradients"]
+    assert (gradients.bytes, gradients.flops) == (2 * (2 * q + 2 * text), products * 7 // 2)
+
+
+def test_our_kernel_is_told_beside_flash_attention() -> None:
+    def rated(*rows: tuple[str, float | None]) -> list[Record]:
+        found = [{"name": name, "problem": None, **({"ms": ms} if ms else {})} for name, ms in rows]
+        return [{"part": "rates", "seconds": 1.0, "problem": None, "found": found}]
+
+    results = rated(
+        ("attention kernel (1, 64)", 2.0), ("sdpa (1, 64)", 1.8), ("sdpa (2, 64)", 1.0), ("sdpa (3, 64)", 1.0),
+        ("attention kernel (2, 64)", 1.25), ("attention kernel (3, 64)", None), ("attention kernel (4)", 1.0),
+    )  # fmt: skip
+    found = report.beside_flash(results)
+    assert [(entry["got"], entry["met"]) for entry in found] == [(0.9, True), (0.8, False), (None, None)]
+    assert report.FLASH_GOAL in report.GOALS and "(2, 64): speed over sdpa 0.8, goal 0.85" in report.table(results)
 
 
 class FakeGraphs:
