@@ -4,7 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -371,6 +372,42 @@ def test_the_reference_of_parity_computes_in_float64(written: Path) -> None:
     (exact,) = parity.reference_results(parity.exact_engine(folder, "cpu"), [request])
     (single,) = bridle.load(folder, backend="reference", device="cpu", dtype="float32").sample([request])
     assert 0.0 < parity.farthest([single], [exact]) < 1e-5
+
+
+class CountingEngine:
+    """Captures a graph for every new key of a request."""
+
+    def __init__(self, key: Callable[[bridle.Request], object]) -> None:
+        self.backend = self
+        self._key = key
+        self._known: set[object] = set()
+
+    @property
+    def captures(self) -> int:
+        return len(self._known)
+
+    def sample(self, request: bridle.Request) -> None:
+        self._known.add(self._key(request))
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        (lambda request: 0, False),
+        (lambda request: (request.controls[0].start, request.controls[0].end) == (0.0, 1.0), False),
+        (lambda request: request.controls[0].start, True),
+        (lambda request: request.controls[0].end, True),
+        (lambda request: request.controls[0].scale, True),
+        (lambda request: request.num_inference_steps, True),
+        (lambda request: request.prompt, True),
+    ],
+)
+def test_a_graph_for_other_numbers_is_told(key: Callable[[bridle.Request], object], wrong: bool) -> None:
+    request = bridle.Request("a red circle", controls=[bridle.ControlNet("controlnet", parity.bridle_picture(64))])
+    engine = CountingEngine(key)
+    engine.sample(request)
+    with pytest.raises(AssertionError, match="captured again") if wrong else nullcontext():
+        parity.no_capture(engine, request)
 
 
 @pytest.mark.parametrize("name", CHEAP)
