@@ -163,6 +163,7 @@ class Check:
             "prices": report.prices(self._results),
             "first_images": report.first_images(self._results),
             "goals": report.GOALS,
+            "beside_flash": report.beside_flash(self._results),
             "parts": self._results,
         }
         written = self._arguments.out.with_suffix(".partial")

@@ -156,18 +156,29 @@ def same(one: Any, other: Any) -> None:
 
 
 def no_capture(engine: Any, request: bridle.Request) -> None:
-    """Raises AssertionError. Another prompt, strength, guidance, schedule and number of steps."""
-    before = getattr(engine.backend, "captures", 0)
-    control = replace(request.controls[0], scale=0.3)
-    for change in (
+    """Raises AssertionError. Another prompt, strength, guidance, schedule, number of steps, and window of a control."""
+    control = request.controls[0]
+    captured_nothing(
+        engine,
+        request,
         {"prompt": "a blue star"},
         {"guidance_scale": 2.0},
-        {"controls": [control]},
+        {"controls": [replace(control, scale=0.3)]},
         {"num_inference_steps": 9},
         {"scheduler": "euler"},
-    ):
+    )
+    # Steps without the control have a program of their own: the first window captures it.
+    engine.sample(replace(request, controls=[replace(control, start=0.5)]))
+    windows = ({"start": 0.25, "end": 0.75}, {"end": 0.4}, {"start": 0.7})
+    captured_nothing(engine, request, *({"controls": [replace(control, **window)]} for window in windows))
+
+
+def captured_nothing(engine: Any, request: bridle.Request, *changes: dict[str, Any]) -> None:
+    """Raises AssertionError."""
+    before = getattr(engine.backend, "captures", 0)
+    for change in changes:
         engine.sample(replace(request, **change))
-    assert getattr(engine.backend, "captures", 0) == before, "a graph was captured again"
+        assert getattr(engine.backend, "captures", 0) == before, f"a graph was captured again: {change}"
 
 
 def no_wait(engine: Any, request: bridle.Request, device: str) -> None:

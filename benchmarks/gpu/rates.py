@@ -1,16 +1,18 @@
 """Part "rates": what the device reaches, and which fraction of it each kernel does.
 
 A kernel is timed inside a graph of many launches, as a step runs it; where it cannot be captured by launches from Python.
+"attention" is what a step calls, which is PyTorch's kernel where nothing more is asked for; "attention kernel" is ours.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bridle_kernels.attention import Piece, Segment
+from gpu import own_kernels
+from gpu.case import Case
 from gpu.clock import CudaGraphs, Graphs, flush, graph_ms, median_ms
 from gpu.part import Context
 
@@ -18,16 +20,6 @@ COPY_BYTES = {"full": 4 * 2**30, "tiny": 2**20}
 PRODUCT_SIDE = {"full": 8192, "tiny": 64}
 REPEATS = 50
 """Runs on the same inputs that must agree to the bit: a race shows as a difference."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel at one size. bytes: the fewest that it must move. flops: multiplications and additions."""
-
-    name: str
-    run: Callable[[], Tensor]
-    bytes: int
-    flops: int
 
 
 @torch.no_grad()
@@ -100,6 +92,7 @@ def cases(ops: Any, context: Context) -> Iterator[Case]:
     tokens = [(2, 4096, 320), (2, 1024, 640), (2, 4096, 640), (2, 1024, 1280)]
     for size in attentions if full else [(1, 9, 7, 2, 8)]:
         yield make.attention(size)
+    yield from own_kernels.cases(full, context.device)
     for size in images if full else [(1, 32, 5, 7)]:
         yield from (make.group_norm(size), make.conv(size), make.residual(size), make.upsample(size))
     for size in tokens if full else [(1, 9, 32)]:
