@@ -1,5 +1,6 @@
-// NormKernels in the vectors of a variant: sums stay in registers, and tails are plain loops. FMA contraction is off and sums run over positions, so all variants give the same bits, but for layer
-// normalisation's sums over lanes, which are fixed too.
+// NormKernels in the vectors of a variant: sums stay in registers, and tails are plain loops. FMA contraction is off
+// and sums run over positions, so all variants give the same bits, but for layer normalisation's sums over lanes, which
+// are fixed too.
 #pragma once
 
 #include <algorithm>
