@@ -198,10 +198,13 @@ class Engine:
             return self._controls[key]
 
     def _load(self, control: Control) -> Weights:
+        return self.backend.place_control(self._read(control), " ".join(map(str, _weights_key(control))))
+
+    def _read(self, control: Control) -> Weights:
         path = resolve_control(self.path, control.model)
         dtype, device, base = self.backend.dtype, self.backend.loading_device, self.backend.model
         if isinstance(control, ImagePrompt):
-            adapter = load_ip_adapter(
+            return load_ip_adapter(
                 path,
                 dtype=dtype,
                 device=device,
@@ -211,10 +214,8 @@ class Engine:
                 image_encoder=control.image_encoder,
                 loaded=[weights for weights in self._controls.values() if isinstance(weights, IPAdapter)],
             )
-            return self.backend.place_control(adapter, " ".join(map(str, _weights_key(control))))
-        if isinstance(control, ControlNet):
-            return self.backend.place_control(load_controlnet(path, dtype=dtype, device=device, base=base), str(path))
-        return self.backend.place_control(load_adapter(path, dtype=dtype, device=device, base=base), str(path))
+        load = load_controlnet if isinstance(control, ControlNet) else load_adapter
+        return load(path, dtype=dtype, device=device, base=base)
 
     @torch.inference_mode()
     def _run(

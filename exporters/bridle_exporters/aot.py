@@ -112,10 +112,11 @@ def _sections(elf: bytes, wanted: str) -> list[bytes]:
     return found
 
 
-def compile_all(wanted: Sequence[tuple[str, int]], jobs: int) -> Iterator[tuple[Compiled, bytes]]:
-    """Named variants for architectures, in that order, in `jobs` processes; nothing is cached."""
+def compile_all(names: Sequence[str], archs: Sequence[int], jobs: int) -> Iterator[tuple[Compiled, bytes]]:
+    """Every named variant for every architecture, in that order, in `jobs` processes; nothing is cached."""
+    wanted = [(name, arch) for name in names for arch in archs]
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        yield from pool.map(_compile_named, wanted, chunksize=len(ARCHITECTURES))
+        yield from pool.map(_compile_named, wanted, chunksize=len(archs))
 
 
 def _compile_named(wanted: tuple[str, int]) -> tuple[Compiled, bytes]:
@@ -130,17 +131,15 @@ def _compile_named(wanted: tuple[str, int]) -> tuple[Compiled, bytes]:
 
 CHECKED_DIMS = (40, 64, 80, 160)
 """Head dimensions of which every kernel is compiled in a check: those of SD 1.5 and SDXL."""
-TWINS = (87, 89)
-"""Architectures whose code takes the registers of sm_86 and at least its shared memory."""
 
 
-def checked(variant: Variant, arch: int) -> bool:
+def checked(variant: Variant) -> bool:
     """Whether a check compiles it: all in float16, which bfloat16 is like, and, where it takes the most registers, the
-    largest head dimension in float32. Of `TWINS` the largest head dimension alone."""
-    dim, dims = variant.constants.get("DIM"), CHECKED_DIMS[-1:] if arch in TWINS else CHECKED_DIMS
+    largest head dimension in float32."""
+    dim = variant.constants.get("DIM")
     if variant.name.endswith("_fp32"):
         return dim in (None, CHECKED_DIMS[-1])
-    return not variant.name.endswith("_bf16") and (dim is None or dim in dims)
+    return not variant.name.endswith("_bf16") and (dim is None or dim in CHECKED_DIMS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,10 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--every", action="store_true", help="every dtype and head dimension, not only a choice")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args(arguments)
-    chosen = [variant for variant in variants(given.kernel or MODULES) if given.only in variant.name]
-    pairs = [(variant, arch) for variant in chosen for arch in given.arch or ARCHITECTURES]
-    wanted = [(variant.name, arch) for variant, arch in pairs if given.every or checked(variant, arch)]
-    problems = print_table(compile_all(wanted, given.jobs))
+    names = [v.name for v in variants(given.kernel or MODULES) if given.only in v.name and (given.every or checked(v))]
+    problems = print_table(compile_all(names, given.arch or ARCHITECTURES, given.jobs))
     if problems:
         raise SystemExit("\n".join(problems))
 

@@ -29,8 +29,8 @@ def export_kernels(
     KernelBundleError for a kernel that cannot be right, see `Compiled.problem`; there is no manifest then. What spills is only
     slower: it is written, and the manifest says it.
     """
-    wanted = [(variant.name, arch) for variant in _chosen(dims, dtype) if only in variant.name]
-    return write_bundle(folder, arch, compile_all(wanted, jobs))
+    names = [variant.name for variant in _chosen(dims, dtype) if only in variant.name]
+    return write_bundle(folder, arch, compile_all(names, (arch,), jobs))
 
 
 def write_bundle(folder: Path, arch: int, compiled: Iterable[tuple[Compiled, bytes]]) -> Path:

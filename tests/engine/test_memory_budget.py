@@ -112,14 +112,16 @@ def test_backends_without_memory_of_their_own_refuse_one(map_folder: Path) -> No
         bridle.load(map_folder, backend="reference", memory_budget=2**30)
 
 
-def test_large_images_are_decoded_in_tiles(model: Model, map_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("which", ["encode_image", "decode_image"])
+def test_large_images_take_tiles(model: Model, map_folder: Path, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
     asked_for: list[bool] = []
-    whole = ReferenceBackend.decode_image
-    monkeypatch.setattr(ReferenceBackend, "decode_image", lambda s, x, t: asked_for.append(t) or whole(s, x, t))
+    whole = getattr(ReferenceBackend, which)
+    monkeypatch.setattr(ReferenceBackend, which, lambda s, x, t: asked_for.append(t) or whole(s, x, t))
     budget = engine(model, map_folder, roomy(model)).backend._budget
     ours = engine(model, map_folder, budget.resident + 4 * decode_elements(model.vae.config, (12, 12), False))
+    channels, scale = (4, 1) if which == "decode_image" else (3, model.vae.config.scale)
     for side in (8, 12, 13):
-        ours.backend.decode_image(torch.zeros(1, 4, side, side), False)
+        getattr(ours.backend, which)(torch.zeros(1, channels, scale * side, scale * side), False)
     assert asked_for == [False, False, True]
 
 
@@ -156,18 +158,6 @@ def test_other_controls_are_counted_and_wait_too(
         assert all(isinstance(part, Elsewhere) == waits for part in parts)
         own = sum(tensor.nbytes for part in parts for tensor in part.values())
         assert waits or e.backend._budget.resident == before + own
-
-
-def test_large_images_are_encoded_in_tiles(model: Model, map_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked_for: list[bool] = []
-    whole = ReferenceBackend.encode_image
-    monkeypatch.setattr(ReferenceBackend, "encode_image", lambda s, x, t: asked_for.append(t) or whole(s, x, t))
-    budget = engine(model, map_folder, roomy(model)).backend._budget
-    ours = engine(model, map_folder, budget.resident + 4 * decode_elements(model.vae.config, (12, 12), False))
-    scale = model.vae.config.scale
-    for side in (8, 12, 13):
-        ours.backend.encode_image(torch.zeros(1, 3, scale * side, scale * side), False)
-    assert asked_for == [False, False, True]
 
 
 def test_captured_steps_make_room_for_an_image(model: Model, map_folder: Path, plenty: bridle.Engine) -> None:

@@ -1,12 +1,12 @@
 """Checks of the Triton norms, GEGLU, residuals and upsampling: on a GPU, or in Triton's interpreter on the CPU."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from unittest import mock
 
 import far_address_checks
 import torch
 import torch.nn.functional as F
+from residual_term import Term
 from torch import Tensor
 
 from bridle_kernels.group_norm import triton as group_norm_kernels
@@ -19,14 +19,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Check = tuple[str, Callable[[], None]]
 Compute = Callable[[ReferenceOps, Callable[[Tensor], Tensor]], Tensor]
 OURS = TritonOps()
-
-
-@dataclass(frozen=True)
-class Term:
-    values: Tensor
-    scale: Tensor
-    rows: tuple[int, ...] | None = None
-    mask: Tensor | None = None
 
 
 def randn(seed: int, *shape: int) -> Tensor:

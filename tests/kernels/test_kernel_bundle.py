@@ -4,13 +4,14 @@ import ctypes
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from residual_term import Term
 from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton has wheels for Linux only")
@@ -155,16 +156,6 @@ def networks(dtype: torch.dtype) -> None:
         attention(dim, 256, 77, dtype, bias=bias)
         attention(dim, 256, 77, dtype, bias=bias, capture=held)
         attention(dim, 256, 77, dtype, mass=MassShift(torch.tensor([[3]]), 0.5, window))
-
-
-@dataclass(frozen=True)
-class Term:
-    """See `bridle_kernels.residual_add.ResidualTerm`."""
-
-    values: Tensor
-    scale: Tensor
-    rows: tuple[int, ...] | None = None
-    mask: Tensor | None = None
 
 
 def residuals(channels: int, dtype: torch.dtype) -> None:
@@ -394,9 +385,7 @@ def test_a_kernel_that_does_not_fit_is_not_written_and_one_that_spills_says_so(t
 
 def test_a_model_gets_its_head_dimensions_and_those_of_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(
-        kernel_bundle, "compile_all", lambda wanted, jobs: asked.extend(name for name, _ in wanted) or iter(())
-    )
+    monkeypatch.setattr(kernel_bundle, "compile_all", lambda names, archs, jobs: asked.extend(names) or iter(()))
     export_kernels(tmp_path, ARCH, dims=[40], only="attention_")
     assert {"attention_self_40_fp16", "attention_gradient_keys_40_bf16", "attention_causal_64_fp32"} <= set(asked)
     assert not [name for name in asked if "40" not in name and "causal" not in name]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
+from residual_term import Term
 from torch import Tensor
 
 from bridle_kernels import _core
@@ -23,13 +24,8 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 
 
 @dataclass(frozen=True)
-class Residual:
-    """See `residual_add`."""
-
-    values: Tensor
-    scale: Tensor
-    rows: tuple[int, ...] | None = None
-    mask: Tensor | None = None
+class Residual(Term):
+    """A term in any dtype."""
 
     def of(self, dtype: torch.dtype, absolute: bool = False) -> "Residual":
         """In another dtype."""

@@ -1,10 +1,10 @@
 """The networks' vocabulary over the C++ core: every method against the reference, and what falls back to it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
+from residual_term import Term
 from torch import Tensor
 
 from bridle_kernels import _core, available_isas
@@ -17,16 +17,6 @@ from bridle_kernels.packed_weights import PackedWeights
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 Call = Callable[[Ops, Callable[..., Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Residual:
-    """See `residual_add`."""
-
-    values: Tensor
-    scale: Tensor
-    rows: tuple[int, ...] | None = None
-    mask: Tensor | None = None
 
 
 def native_ops(threads: int) -> NativeOps:
@@ -69,9 +59,9 @@ CALLS: dict[str, Call] = {
     "residual_add, several": lambda ops, r: ops.residual_add(
         r(3, 12, 5, 4),
         [
-            Residual(r(2, 12, 5, 4), r(2).float(), (2, 0), r(2, 1, 5, 4).float()),
-            Residual(r(1, 12, 1, 1), r(1).float()),
-            Residual(r(3, 12, 1, 1), r(3).float(), None, r(1, 1, 5, 4).float()),
+            Term(r(2, 12, 5, 4), r(2).float(), (2, 0), r(2, 1, 5, 4).float()),
+            Term(r(1, 12, 1, 1), r(1).float()),
+            Term(r(3, 12, 1, 1), r(3).float(), None, r(1, 1, 5, 4).float()),
         ],
     ),
     "conv2d, upsampled": lambda ops, r: ops.conv2d(r(2, 12, 5, 4), r(6, 12, 3, 3), upsample=(10, 8)),

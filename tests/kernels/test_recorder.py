@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from residual_term import Term
 from torch import Tensor
 
 from bridle_kernels import _core
@@ -20,13 +21,6 @@ ROWS, HEADS, DIM = 3, 2, 8
 WIDTH = HEADS * DIM
 DTYPES = [torch.float32] + [torch.bfloat16] * ("avx512_bf16" in _core.available_isas())
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
-
-
-class Term:
-    """One residual."""
-
-    def __init__(self, values: Tensor, scale: Tensor, rows: tuple[int, ...] | None, mask: Tensor | None) -> None:
-        self.values, self.scale, self.rows, self.mask = values, scale, rows, mask
 
 
 class Network:

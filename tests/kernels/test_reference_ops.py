@@ -1,11 +1,11 @@
 """The reference ops against definitions spelled out in float64."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 import torch.nn.functional as F
+from residual_term import Term
 from torch import Tensor
 
 from bridle_kernels.attention import Piece, Segment
@@ -187,14 +187,6 @@ def test_attention_refuses(problem: str) -> None:
 def test_causal_refuses_masks() -> None:
     with pytest.raises(ValueError, match="causal"):
         OPS.attention(rand(70, R, 7, H, D), [Segment((piece(71, R, 7),), bias=rand(72, 1, 1, 1, 7))], causal=True)
-
-
-@dataclass(frozen=True)
-class Term:
-    values: Tensor
-    scale: Tensor
-    rows: tuple[int, ...] | None = None
-    mask: Tensor | None = None
 
 
 def test_residual_add() -> None:

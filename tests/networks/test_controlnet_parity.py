@@ -149,7 +149,10 @@ def test_global_pool_and_scale_per_point(ops: Ops) -> None:
     residuals = controlnet.branch_residuals(ops, replace(branch, global_pool=True), inputs.sample)
     assert tuple(residuals) == unet.controlnet_points(config)
     for index, (term,) in enumerate(residuals.values()):
-        assert relative_l2(term.values, full[index].mean((2, 3), keepdim=True)) <= 1e-6
+        mean, size = (part.mean((2, 3), keepdim=True) for part in (full[index], full[index].abs()))
+        assert ((term.values - mean).abs() <= 1e-6 * size).all()
+        # Its sum is PyTorch's own: what cancels cancels alike.
+        assert type(ops) is not ReferenceOps or torch.allclose(term.values, mean)
         assert torch.equal(term.scale, branch.scale[:, index])
 
 

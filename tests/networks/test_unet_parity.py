@@ -253,12 +253,12 @@ def test_half_precision_stays_in_its_dtype(dtype: torch.dtype) -> None:
 
 
 def test_full_size_sd15() -> None:
-    """All of its weights, on a small picture, by the reference and by the C++ core."""
+    """512x512, by the reference and by the C++ core."""
     with torch.device("meta"):
         model = UNet2DConditionModel(cross_attention_dim=768)
     weights = dict(randomise(model.to_empty(device="cpu"), 27))
     config = UNetConfig.from_dict(dict(model.config), "unet/config.json")
-    inputs = make_inputs(config, 28, (16, 16), rows=2)
+    inputs = make_inputs(config, 28, (64, 64), rows=2)
     wanted, rows = theirs(model, config, inputs), make_rows(weights, config, inputs)
     for ops in (ReferenceOps(), NativeOps(Immediate(_core.ThreadPool(1)), PackedWeights())):
         assert relative_l2(unet.unet(ops, weights, config, rows, {}), wanted) <= TOLERANCE

@@ -52,10 +52,8 @@ def test_variants_are_named_once_and_type_every_argument() -> None:
         assert set(variant.multiples) <= set(variant.types)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_a_check_compiles_every_kernel(arch: int) -> None:
-    kernels = {variant.kernel for variant in variants()}
-    assert {variant.kernel for variant in variants() if checked(variant, arch)} == kernels
+def test_a_check_compiles_every_kernel() -> None:
+    assert {variant.kernel for variant in variants() if checked(variant)} == {variant.kernel for variant in variants()}
 
 
 @pytest.mark.parametrize("name", [*CHOSEN, "attention_pieces_8_fp16", "attention_capture_heads_8_fp16"])
