@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,8 +26,7 @@ def export_kernels(
 
     folder: is created; see `write_bundle`. dims: head dimensions of the model, None for those of all published ones.
     dtype: float16, bfloat16 or float32, None for all. only: names that contain this text. jobs: processes. Raises
-    KernelBundleError for a kernel that cannot be right, see `Compiled.problem`; there is no manifest then. What spills is only
-    slower: it is written, and the manifest says it.
+    KernelBundleError for a kernel that is not what it should be, see `Compiled.problem`; there is no manifest then.
     """
     names = [variant.name for variant in _chosen(dims, dtype) if only in variant.name]
     return write_bundle(folder, arch, compile_all(names, (arch,), jobs))
@@ -59,9 +58,8 @@ def _chosen(dims: Iterable[int] | None, dtype: torch.dtype | None) -> list[Varia
 
 def _write(variant: Variant, compiled: Compiled, cubin: bytes, folder: Path) -> dict[str, object]:
     file = f"{variant.name}.cubin"
-    problem = replace(compiled, spills=0).problem
-    if problem:
-        raise KernelBundleError(file, problem)
+    if compiled.problem:
+        raise KernelBundleError(file, compiled.problem)
     (folder / file).write_bytes(cubin)
     return {
         **asdict(compiled),

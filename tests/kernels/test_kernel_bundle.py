@@ -373,11 +373,9 @@ def test_what_the_driver_refuses_is_an_error(library: Library) -> None:
         CudaDriver(library).load(b"other", "_kernel", 0)
 
 
-def test_a_kernel_that_does_not_fit_is_not_written_and_one_that_spills_says_so(tmp_path: Path) -> None:
-    slow = Compiled("geglu_fp16", "_symbol", ARCH, 32, 8, 1024, 9)
-    manifest = write_bundle(tmp_path / "slow", ARCH, [(slow, b"geglu_fp16")])
-    assert [row["spills"] for row in json.loads(manifest.read_text())["kernels"]] == [8]
-    bad = replace(slow, spills=0, shared_bytes=1 << 20)
+@pytest.mark.parametrize("changes", [{"spills": 8}, {"shared_bytes": 1 << 20}], ids=["spills", "does not fit"])
+def test_a_kernel_with_a_problem_is_not_written(changes: dict[str, int], tmp_path: Path) -> None:
+    bad = replace(Compiled("geglu_fp16", "_symbol", ARCH, 32, 0, 1024, 9), **changes)
     with pytest.raises(KernelBundleError, match=r"geglu_fp16\.cubin"):
         write_bundle(tmp_path, ARCH, [(bad, b"geglu_fp16")])
     assert not (tmp_path / "manifest.json").exists()

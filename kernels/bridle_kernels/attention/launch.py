@@ -75,7 +75,9 @@ def _of_two_blocks(dim: int, keys: int, biased: bool) -> tuple[int, int, int, in
 def _largest(dim: int, dtype: torch.dtype, keys: int, biased: bool) -> tuple[int, int, int, int]:
     """Queries, keys, warps and stages of the largest tiles that spill nowhere."""
     if dtype == torch.float32:
-        return (32, 32, 8, 1) if dim <= 128 else (16, 16, 4, 1)
+        if dim > 128:
+            return 16, 16, 4, 1
+        return 32 if biased or dim <= 80 else 16, 32, 4 if biased and dim <= 64 else 8, 1
     if biased:
         return 64, 32, 8 if 96 < dim <= 128 else 4, 1
     if dim > 128:
