@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpu import report
+from cpu import goals, report
 from cpu.machine import machine
 from cpu.measure import Session
 from cpu.plot import draw
@@ -65,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             workspace = Workspace((arguments.workspace or Path(temporary)).resolve(), arguments.size)
             for workload, systems in pairs(arguments.only).items():
                 measure(workspace, workload, systems, arguments)
+        print(goals.lines(report.read(arguments.out)["required"]))
     if arguments.plot is not None:
         draw(report.read(arguments.out), arguments.plot)
 

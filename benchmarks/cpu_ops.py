@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from bridle_kernels import _core, active_isa
+from cpu import goals
 from cpu.ceiling import Ceiling, higher, name_for
 from cpu.machine import machine
 from cpu.op_cases import REGISTRY, Case, name_of
@@ -97,6 +98,7 @@ def main() -> None:
         "isa": isa,
         "ceilings": ceilings,
         "cases": rows,
+        "required": goals.required_of_ops(rows, isa),
     }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(report, indent=2) + "\n")
@@ -104,8 +106,9 @@ def main() -> None:
     for row in rows:
         share = "" if row["of_ceiling"] is None else f", {row['of_ceiling']:.2f} of the ceiling"
         print(
-            f"{row['op']:<17}{row['shape']:<28}{row['dtype']:<9} {row['ms']:>9.3f} ms, {row['ratio']:.2f} x torch{share}"
+            f"{row['op']:<24}{row['shape']:<28}{row['dtype']:<9} {row['ms']:>9.3f} ms, {row['ratio']:.2f} x torch{share}"
         )
+    print(goals.lines(report["required"]))
 
 
 if __name__ == "__main__":

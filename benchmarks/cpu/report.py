@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cpu import goals
 from cpu.measure import Measurement
 from cpu.systems import SYSTEMS
 from cpu.workloads import WORKLOADS
 
 Report = dict[str, Any]
-"""{"workloads": {name: {"title", "systems": {name: {...}}, "ratios": {ours: {peer: {...}}}}}}."""
+"""{"workloads": {name: {"title", "systems": {name: {...}}, "ratios": {ours: {peer: {...}}}}}, "required": [...]}."""
 
 
 def read(path: Path) -> Report:
@@ -36,7 +37,8 @@ def merge(report: Report, workload: str, measured: Measurement, where: Mapping[s
         "ratios": {ours: peers for ours, peers in ratios.items() if peers},
     }
     workloads = {**report["workloads"], workload: entry}
-    return {"workloads": {name: workloads[name] for name in WORKLOADS if name in workloads}}
+    ordered = {name: workloads[name] for name in WORKLOADS if name in workloads}
+    return {"workloads": ordered, "required": goals.required(ordered)}
 
 
 def write(report: Report, path: Path) -> None:

@@ -10,7 +10,8 @@ from cpu.workloads import Workload
 class System:
     """runtime: name of a module function of `runtimes`, or "bridle". backend: of Bridle.
 
-    copies: how often the weights are in memory at the worst moment, in bytes of `dtype`. environment: of its process.
+    copies: how often the weights are in memory at the worst moment, in bytes of `dtype`; not as pages of mapped files, which
+    the system can take back. environment: of its process.
     """
 
     title: str
@@ -46,7 +47,7 @@ SYSTEMS: Mapping[str, System] = {
     "reference-bf16": System("Bridle's reference bf16", "bridle", "bfloat16", "reference", copies=1.2),
     "bridle-bf16": System("Bridle bf16", "bridle", "bfloat16", "cpu", copies=2.2),
     "compiled-bf16": System("torch.compile frozen bf16, channels last", "compiled", "bfloat16", copies=4.0),
-    "openvino-bf16": System("OpenVINO bf16", "openvino", "bfloat16", copies=3.0),
+    "openvino-bf16": System("OpenVINO bf16", "openvino", "bfloat16", copies=2.0),
     "bridle-fp32": System("Bridle fp32", "bridle", "float32", "cpu", copies=2.2),
     "onnxruntime-fp32": System("ONNX Runtime fp32", "onnxruntime", "float32", copies=2.2),
     "bridle-ort-fp32": System("Bridle's graphs in ONNX Runtime fp32", "bridle", "float32", "ort", copies=2.2),

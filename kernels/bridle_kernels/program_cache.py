@@ -12,7 +12,7 @@ from bridle_kernels.recorder import NotRecordableError, Program, ProgramFrame
 class ProgramCache:
     """At most `capacity` programs. Threads that ask for the same one get frames of their own.
 
-    largest_idle: bytes of the arena from which on a frame is let go after its use, not kept for the next.
+    largest_idle: bytes up to which a frame is kept for its next use; a larger one is let go.
     """
 
     def __init__(self, capacity: int, largest_idle: float = math.inf) -> None:
@@ -34,7 +34,7 @@ class ProgramCache:
             frame = entry.idle.pop() if entry.idle else ProgramFrame(program)
         yield frame
         # A frame whose run failed half-way is not used again.
-        if program.plan.arena_bytes <= self._largest_idle:
+        if frame.bytes <= self._largest_idle:
             entry.idle.append(frame)
 
     def _entry(self, key: Hashable) -> "_Entry":

@@ -1,13 +1,17 @@
 """The CPU benchmark: registries, gates, the merge of reports, and one small run of ours beside PyTorch."""
 
+import dataclasses
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
 import cpu_networks
+import cpu_ops
 import cpu_profile
 import cpu_start
 from bridle.new_model import write_new_model
@@ -16,7 +20,7 @@ from bridle_kernels.attention import Piece, Segment
 from bridle_kernels.native_ops import NativeOps
 from bridle_kernels.packed_weights import PackedWeights
 from bridle_kernels.recorder import ProgramFrame, Recorder
-from cpu import gates, report
+from cpu import gates, goals, op_cases, report
 from cpu.ceiling import Ceiling, higher, name_for
 from cpu.measure import Measurement, Session, interleaved
 from cpu.process import Process, SystemFailure
@@ -92,6 +96,67 @@ def test_merge_keeps_what_was_not_measured_again() -> None:
     assert step["systems"]["eager-fp32"]["problem"] == "wrong" and "seconds" not in step["systems"]["eager-fp32"]
     ratios = {peer: (entry["ratio"], entry["git"]) for peer, entry in step["ratios"]["bridle-bf16"].items()}
     assert ratios == {"openvino-bf16": (1.5, "0000000"), "compiled-bf16": (3.0, "1111111")}
+
+
+def measured(isa: str, step: float = 1.6, region: float = 1.05, mib: float = 90.0) -> report.Report:
+    """A report of every row that something is required of."""
+    where, peers = {"isa": isa, "run_mib": mib}, ("eager-bf16", "compiled-bf16", "openvino-bf16")
+    found = report.Report(workloads={})
+    for name in WORKLOADS:
+        systems = {"bridle-bf16": {**where, "over_step": region if name == "regions-attention" else 1.01}}
+        pairs = {("bridle-bf16", peer): step if peer == "openvino-bf16" else 1.8 for peer in peers}
+        if name == "step":
+            pairs |= {(ours, peer): 1.1 for ours, others in goals.FORCED.items() for peer in others}
+        entries = {**systems, **{peer: {"run_mib": 100.0} for peer in peers}, "eager-fp32": {"run_mib": 10.0}}
+        found = report.merge(found, name, Measurement(entries, pairs), WHERE)
+    return found
+
+
+def test_what_is_required_is_met_missed_or_open() -> None:
+    def met(**changes: Any) -> dict[str, bool | None]:
+        return {entry["name"]: entry["met"] for entry in measured(**{"isa": "amx_bf16", **changes})["required"]}
+
+    every = met()
+    assert set(every.values()) == {True} and len(every) == 4 + len(WORKLOADS) + 2
+    misses: list[tuple[dict[str, Any], set[str]]] = [
+        ({"step": 1.4}, {"step: the fastest peer's time over ours"}),
+        ({"region": 1.09}, {"regions-attention: over step"}),
+        ({"mib": 101.0}, {key for key in every if "memory" in key}),
+    ]
+    for change, names in misses:
+        assert {key for key, value in met(**change).items() if value is False} == names
+    without = met(isa="avx512_bf16", step=1.0)
+    assert {key for key, value in without.items() if value is not None} == {key for key in every if "fp32" in key}
+    assert {(entry["got"], entry["met"]) for entry in goals.required({})} == {(None, None)}
+    text = goals.lines(measured("amx_bf16", step=1.4)["required"])
+    assert "step: the fastest peer's time over ours: 1.4, at least 1.5: NOT MET" in text and "at most 1.08: met" in text
+
+
+def test_what_is_required_of_attention_is_asked_of_the_slowest() -> None:
+    rows = [
+        {"op": op, "shape": "", "dtype": dtype, "ratio": ratio}
+        for op, dtype, ratio in (
+            ("self-attention", "bfloat16", 2.5),
+            ("cross-attention", "bfloat16", 1.9),
+            ("cross-attention", "float32", 1.0),
+            ("linear", "bfloat16", 1.0),
+        )
+    ]
+    for count, isa, expected in ((4, "amx_bf16", (1.9, False)), (1, "amx_bf16", (2.5, True)), (4, "avx2", (1.9, None))):
+        (found,) = goals.required_of_ops(rows[:count], isa)
+        assert (found["got"], found["met"]) == expected
+    assert goals.required_of_ops([], "amx_bf16")[0]["met"] is None
+
+
+@pytest.mark.parametrize("make", op_cases.REGISTRY, ids=lambda make: make.__name__)
+def test_cases_of_ops_are_those_of_pytorch(make: Callable[..., Iterator[op_cases.Case]]) -> None:
+    case = min(make(_core.ThreadPool(1), torch.float32), key=lambda case: case.flop or case.bytes)
+    row = cpu_ops.measure(case, rounds=1)
+    assert row["ratio"] > 0.0 and ("gflops" in row) == bool(case.flop)
+    assert cpu_ops.with_share(row, {"float32": 1.0, "copy": 1.0}, "avx2")["of_ceiling"] > 0.0
+    wrong = dataclasses.replace(case, theirs=lambda: 1.001 * case.theirs())
+    with pytest.raises(RuntimeError, match="relative distance"):
+        cpu_ops.measure(wrong, rounds=1)
 
 
 def test_rounds_take_turns() -> None:

@@ -30,7 +30,7 @@ NETWORK_PROGRAMS = 64
 """Sizes of the networks that run once for a request or an image. They never push out those that run in every step."""
 
 LARGEST_IDLE = 16 * 2**20
-"""Bytes of activations that such a network keeps until its next run; an autoencoder's are given back."""
+"""Bytes of activations, keys and values that such a network keeps until its next run; an autoencoder's are given back."""
 
 
 class CpuBackend(ReferenceBackend):
