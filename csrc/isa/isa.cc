@@ -33,7 +33,8 @@ std::vector<Isa> available_isas() {
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c") && __builtin_cpu_supports("fma"))
     found.push_back(Isa::kAvx2);
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")) found.push_back(Isa::kAvx512);
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vl")) found.push_back(Isa::kAvx512Bf16);
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    found.push_back(Isa::kAvx512Bf16);
   if (found.back() == Isa::kAvx512Bf16 && amx_works()) found.push_back(Isa::kAmxBf16);
 #endif
   return found;

@@ -160,6 +160,36 @@ def test_scores_of_ten_thousand(isa: str, dtype: torch.dtype, dim: int, keys: in
     assert_integer_exact(capture.out, shares)
 
 
+@pytest.mark.parametrize("growth", [0.02, 0.5, 1.5])
+@each_dtype
+@each_isa
+def test_maxima_that_grow_from_block_to_block(isa: str, dtype: torch.dtype, growth: float) -> None:
+    """Of a few, about a hundred and some hundreds, whether small maxima are treated like large ones or not."""
+    q, k, v = (rand(seed, 2, n, 2, 40) for seed, n in ((12, 33), (13, 700), (14, 700)))
+    k = k * (1.0 + growth * torch.arange(700) / 20.0)[:, None, None]
+    q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
+    segments = [Segment((Piece(k, v),))]
+    ours = guarded_attention(q, segments, isa)
+    exact, peer = naive_attention(q, segments).out, naive_attention(q, segments, dtype=dtype).out
+    largest = torch.einsum("rqhd,rkhd->rhqk", q.double(), k.double()).amax() / 40**0.5
+    assert {0.02: 4.0, 0.5: 64.0, 1.5: 150.0}[growth] < largest < 600.0
+    # A score is rounded to so many units of the last place of what it is taken from.
+    depth = 40 + 700 + float(largest) + PROBABILITY_ROUNDING[dtype]
+    assert_as_good_as_peer(ours, exact, peer, magnitude(q, segments), depth)
+
+
+@each_dtype
+@each_isa
+def test_the_lowest_bias_everywhere_is_no_bias_at_all(isa: str, dtype: torch.dtype) -> None:
+    """As with PyTorch's masks of `finfo.min`: a query that sees nothing attends to everything alike."""
+    q, v = rand(15, 2, 5, 2, 40).to(dtype), integers(16, 2, 64, 2, 40).to(dtype)
+    bias = torch.zeros(2, 1, 5, 64)
+    bias[:, :, 1::2] = torch.finfo(torch.float32).min
+    k = torch.zeros(2, 64, 2, 40, dtype=dtype)
+    ours = guarded_attention(q, [Segment((Piece(k, v),), bias=bias)], isa)
+    assert_integer_exact(ours, v.double().mean(1, keepdim=True).expand(2, 5, 2, 40).flatten(2))
+
+
 @each_dtype
 @each_isa
 def test_causal_and_float32_scores(isa: str, dtype: torch.dtype) -> None:

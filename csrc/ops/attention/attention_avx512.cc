@@ -5,11 +5,15 @@
 namespace bridle {
 namespace {
 
-SoftmaxResult softmax_float32(const SoftmaxArguments& arguments) {
-  return avx512_softmax(arguments, [](void* weights, int64_t i, __mmask16 lanes, __m512 values) {
-    _mm512_mask_storeu_ps(static_cast<float*>(weights) + i, lanes, values);
-  });
+void store_float32(void* weights, int64_t i, __mmask16 lanes, __m512 values) {
+  _mm512_mask_storeu_ps(static_cast<float*>(weights) + i, lanes, values);
 }
+
+SoftmaxResult weigh_float32(const SoftmaxArguments& a, float scale, float maximum) {
+  return exact_softmax(maximum, weigh_scores(a, scale, maximum, store_float32));
+}
+
+SoftmaxResult softmax_float32(const SoftmaxArguments& arguments) { return avx512_softmax(arguments, weigh_float32); }
 
 }  // namespace
 

@@ -18,12 +18,17 @@ struct SoftmaxArguments {
   float maximum;  // of what came before, -inf for nothing
   void* weights;  // [count] exp(score - new maximum) in the products' dtype
   bool keeps;     // whether the scores are read afterwards; else they may be left as they were
+  bool reports;   // whether probabilities or logarithms are read off the sum, not only outputs divided by it
 };
 
 struct SoftmaxResult {
-  float maximum;  // of everything so far, -inf where nothing is visible
-  double sum;     // of the exponentials of this block: its rounding is in every probability
+  float maximum;    // of everything so far, -inf where nothing is visible
+  double sum;       // of the weights of this block
+  double reported;  // of its exponentials, where somebody reads that: its rounding is in every probability
 };
+
+// Where the weights are the exponentials within rounding.
+inline SoftmaxResult exact_softmax(float maximum, double sum) { return {maximum, sum, sum}; }
 
 struct AttentionVariant {
   Dtype dtype;  // of the products

@@ -66,7 +66,7 @@ SoftmaxResult softmax(const SoftmaxArguments& a) {
   }
   double sum = 0.0;
   for (const float lane : lanes) sum += lane;
-  return {maximum, sum};
+  return exact_softmax(maximum, sum);
 }
 
 inline void rescale(float* row, float factor, int64_t count) {

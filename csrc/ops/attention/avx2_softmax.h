@@ -118,10 +118,10 @@ inline SoftmaxResult avx2_softmax(const SoftmaxArguments& a) {
   if (a.bias == nullptr && !a.keeps && a.scale > 0.0f) {
     const __m256 none = _mm256_set1_ps(-std::numeric_limits<float>::infinity());
     const float maximum = std::max(a.maximum, largest_lane(largest_scores(a, none)) * a.scale);
-    return {maximum, weigh_scores(a, a.scale, maximum)};
+    return exact_softmax(maximum, weigh_scores(a, a.scale, maximum));
   }
   const float maximum = largest_lane(scale_and_bias(a, _mm256_set1_ps(a.maximum)));
-  return {maximum, weigh_scores(a, 1.0f, maximum)};
+  return exact_softmax(maximum, weigh_scores(a, 1.0f, maximum));
 }
 
 }  // namespace

@@ -69,7 +69,15 @@ inline __m512 largest_scores(const SoftmaxArguments& a, __m512 largest) {
   return largest;
 }
 
-// Writes the weights of scores that are still to be multiplied with `scale`; their sum.
+// The sum of lanes in double precision.
+inline double sum_of(__m512 lanes) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(lanes));
+  const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(lanes), 1)));
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+}
+
+// Writes the weights of scores that are still to be multiplied with `scale`; their sum. store(weights, i, lanes,
+// values) keeps sixteen weights in the products' dtype.
 template <class Store>
 double weigh_scores(const SoftmaxArguments& a, float scale, float maximum, const Store& store) {
   const __m512 factor = _mm512_set1_ps(scale);
@@ -81,24 +89,22 @@ double weigh_scores(const SoftmaxArguments& a, float scale, float maximum, const
     sum = _mm512_mask_add_ps(sum, lanes, sum, weight);
     store(a.weights, i, lanes, weight);
   });
-  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(sum));
-  const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sum), 1)));
-  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
+  return sum_of(sum);
 }
 
-// store(weights, i, lanes, values) keeps sixteen weights in the products' dtype. Where nobody reads the scores again
-// and there is no bias, they are not written back: the same numbers come of it, since a positive factor keeps their
-// order.
-template <class Store>
-SoftmaxResult avx512_softmax(const SoftmaxArguments& a, const Store& store) {
+// weigh(arguments, scale, maximum): the sum of the weights that it writes, and the one to report. Where nobody reads
+// the scores again and there is no bias, they are not written back: the same numbers come of it, since a positive
+// factor keeps their order.
+template <class Weigh>
+SoftmaxResult avx512_softmax(const SoftmaxArguments& a, const Weigh& weigh) {
   if (a.bias == nullptr && !a.keeps && a.scale > 0.0f) {
     const __m512 none = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
     const float own = _mm512_reduce_max_ps(largest_scores(a, none)) * a.scale;
     const float maximum = std::max(a.maximum, own);
-    return {maximum, weigh_scores(a, a.scale, maximum, store)};
+    return weigh(a, a.scale, maximum);
   }
   const float maximum = _mm512_reduce_max_ps(scale_and_bias(a, _mm512_set1_ps(a.maximum)));
-  return {maximum, weigh_scores(a, 1.0f, maximum, store)};
+  return weigh(a, 1.0f, maximum);
 }
 
 }  // namespace

@@ -142,21 +142,25 @@ void QueryBlock::weigh(const PreparedSegment& segment, const KeyBlock& block, in
   const AttentionVariant& variant = plan_.variant;
   const Strided& bias = segment.source().bias;
   const int64_t first_key = segment.first_key(block.piece) + block.first;
+  const bool reports = keeps_ || segment.source().lse;
   for (int64_t i = 0; i < count_; ++i) {
     const int64_t visible =
         plan_.arguments->causal ? std::clamp<int64_t>(first_ + i + 1 - first_key, 0, block.count) : block.count;
     const float* row_bias = bias ? at(bias, row_, head, first_ + i) + first_key * bias.strides[3] : nullptr;
-    const SoftmaxResult found = variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0,
-                                                 plan_.arguments->scale, visible, maxima_[i], weights(i), keeps_});
+    const SoftmaxResult found =
+        variant.softmax({scores + i * stride, row_bias, bias ? bias.strides[3] : 0, plan_.arguments->scale, visible,
+                         maxima_[i], weights(i), keeps_, reports});
     // Weights are multiplied several at a time, so more than those of the block are read.
     std::memset(weights(i) + visible * element_, 0, (whole_steps(block.count) - visible) * element_);
     if (found.maximum != maxima_[i]) {
       const float factor = maxima_[i] == -kInfinity ? 0.0f : std::exp(maxima_[i] - found.maximum);
       sums_[i] *= factor;
+      reported_sums_[i] *= factor;
       if (!fresh) variant.rescale(output(i), factor, plan_.dim);
       maxima_[i] = found.maximum;
     }
     sums_[i] += found.sum;
+    reported_sums_[i] += found.reported;
   }
 }
 
@@ -202,6 +206,7 @@ void QueryBlock::stream(const PreparedSegment& segment, int64_t head) {
   read_queries(segment, head);
   std::fill(maxima_, maxima_ + queries(), -kInfinity);
   std::fill(sums_, sums_ + queries(), 0.0);
+  std::fill(reported_sums_, reported_sums_ + queries(), 0.0);
   kept_stride_ = keeps_ ? segment.keys() + kOverhang : kBlockKeys + kOverhang;
   scratch_.scores.reserve((queries() * kept_stride_ + kOverhang) * sizeof(float));
   float* const scores = floats(scratch_.scores);
@@ -221,7 +226,7 @@ void QueryBlock::read_map(const PreparedSegment& segment, int64_t i, float* map)
   std::fill(map, map + segment.keys(), 0.0f);
   for (int64_t piece = 0; piece < segment.pieces(); ++piece) {
     const int64_t first = segment.first_key(piece), end = first + segment.length(piece, row_);
-    for (int64_t key = first; key < end; ++key) map[key] = probability(scores[key], maxima_[i], sums_[i]);
+    for (int64_t key = first; key < end; ++key) map[key] = probability(scores[key], maxima_[i], reported_sums_[i]);
   }
 }
 
@@ -274,7 +279,7 @@ void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, double
   for (int64_t s = 0; s < mass.count; ++s) {
     const int64_t key = segment.read_key(row_, mass.columns[row_ * mass.count + s]);
     for (int64_t i = 0; key >= 0 && i < count_; ++i) {
-      sums[s] += probability(kept_scores(i)[key], maxima_[i], sums_[i]);
+      sums[s] += probability(kept_scores(i)[key], maxima_[i], reported_sums_[i]);
     }
   }
 }
@@ -282,7 +287,7 @@ void QueryBlock::add_masses(const PreparedSegment& segment, int64_t head, double
 void QueryBlock::report(const PreparedSegment& segment, int64_t head) {
   const AttentionSegment& source = segment.source();
   for (int64_t i = 0; source.lse && i < count_; ++i) {
-    *at(source.lse, row_, head, first_ + i) = static_cast<float>(maxima_[i] + std::log(sums_[i]));
+    *at(source.lse, row_, head, first_ + i) = static_cast<float>(maxima_[i] + std::log(reported_sums_[i]));
   }
   for (const AttentionCapture& wanted : source.captures) {
     for (size_t place = 0; place < wanted.rows.size(); ++place) {
@@ -318,7 +323,7 @@ float QueryBlock::captured(const PreparedSegment& segment, int64_t i, const floa
     return sum;
   }
   if (segment.read_key(row_, column) < 0) return 0.0f;
-  return map != nullptr ? map[column] : probability(kept_scores(i)[column], maxima_[i], sums_[i]);
+  return map != nullptr ? map[column] : probability(kept_scores(i)[column], maxima_[i], reported_sums_[i]);
 }
 
 // Adds the segment's output, divided by the sums of the softmax and times its weight.

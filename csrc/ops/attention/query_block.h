@@ -82,8 +82,8 @@ class QueryBlock {
   AttentionScratch& scratch_;
   const void* query_rows_[kMostQueries];
   float maxima_[kMostQueries];
-  double sums_[kMostQueries];
-  bool keeps_ = false;  // the scores of all keys, [queries][kept_stride_]
+  double sums_[kMostQueries], reported_sums_[kMostQueries];  // of weights; of exponentials
+  bool keeps_ = false;                                       // the scores of all keys, [queries][kept_stride_]
   int64_t kept_stride_ = 0;
 };
 
