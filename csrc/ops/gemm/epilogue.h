@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/activate.h"
 #include "ops/element.h"
@@ -11,6 +12,11 @@
 
 namespace bridle {
 namespace {
+
+template <class Element>
+float gate(float x) {
+  return std::is_same_v<Element, BFloat16> ? coarse_gelu(x) : gelu(x);
+}
 
 template <class Element>
 void finish(const EpilogueArguments& a) {
@@ -24,7 +30,7 @@ void finish(const EpilogueArguments& a) {
   }
   if (a.gate_sums != nullptr) {
     for (int64_t i = 0; i < a.count; ++i) {
-      values[i] *= gelu(a.gate_sums[i] + (a.gate_bias == nullptr ? 0.0f : a.gate_bias[i]));
+      values[i] *= gate<Element>(a.gate_sums[i] + (a.gate_bias == nullptr ? 0.0f : a.gate_bias[i]));
     }
   }
   if (a.shift != nullptr) {
