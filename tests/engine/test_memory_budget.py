@@ -1,5 +1,6 @@
 """A budget of device memory: what it adds up, what it moves elsewhere, what it refuses; the device is played by the CPU."""
 
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -191,6 +192,26 @@ def test_a_capture_has_the_memory_of_activations_alone_where_there_is_no_more(mo
         for count in captures:
             ours.sample(window)
             assert ours.backend.captures == count
+
+
+def test_a_second_controlnet_is_placed_beside_the_first(model: Model, map_folder: Path, tmp_path: Path) -> None:
+    """Where both fit with one byte to spare less, the second is streamed, and a request for both still runs."""
+    first = REQUEST.controls[0]
+    second = replace(first, model=shutil.copytree(map_folder / first.model, tmp_path / "second"))
+    size = model.unet.config.sample_size
+
+    def placed(limit: int) -> tuple[bridle.Engine, list[bool]]:
+        ours = engine(model, map_folder, roomy(model))
+        ours.backend._budget.limit = limit
+        return ours, [isinstance(ours.control(control).tensors, Elsewhere) for control in (first, second)]
+
+    ours, streamed = placed(10 * roomy(model))
+    assert streamed == [False, False]
+    need = ours.backend._budget.need(model, Load(2, size, branches=2, tiled=True))
+    assert placed(need)[1] == [False, False]
+    ours, streamed = placed(need - 1)
+    assert streamed == [False, True]
+    ours.backend.admit(2, size, 2)
 
 
 def test_what_waits_is_laid_out_too(model: Model, map_folder: Path) -> None:

@@ -70,6 +70,7 @@ class MemoryBudget:
         self._device = device
         self._width = width
         self._resident: dict[str, int] = {}
+        self._branches = 0
 
     @property
     def resident(self) -> int:
@@ -103,12 +104,14 @@ class MemoryBudget:
     def place(self, model: Model, tensors: Mapping[str, Tensor], name: str, branches: int = 0) -> Mapping[str, Tensor]:
         """A control's weights from the computer's memory: on the device where they fit beside a pair of rows, else streamed.
 
-        name: of these weights; those that are there already stay. branches: ControlNets that a row has with them.
+        name: of these weights; those that are there already stay. branches: ControlNets among them, for all of which that
+        were ever placed a request may ask.
         """
         if name in self._resident:
             return tensors
         self._resident[name] = _bytes(tensors)
-        load = Load(2, model.unet.config.sample_size, branches, tiled=True)
+        self._branches += branches
+        load = Load(2, model.unet.config.sample_size, self._branches, tiled=True)
         waiting = frozenset() if self.need(model, load) <= self.limit else frozenset(tensors)
         self._resident[name] = _staying(tensors, waiting)
         return self._moved(tensors, waiting)
