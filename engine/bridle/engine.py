@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from bridle.errors import BridleError, RequestError
 from bridle.image_prompt import ImagePrompt
 from bridle.image_tracks import lower_images
 from bridle.progress import showing_bars
-from bridle.request import Control, ControlNet, Request
+from bridle.request import Control, ControlNet, Request, T2IAdapter
 from bridle.request_checks import Prepared, Weights, prepare
 from bridle.request_json import Loading
 from bridle.request_loads import loads
@@ -201,7 +201,7 @@ class Engine:
         return self.backend.place_control(self._read(control), " ".join(map(str, _weights_key(control))))
 
     def _read(self, control: Control) -> Weights:
-        path = resolve_control(self.path, control.model)
+        path = resolve_control(self.path, control.model, type(control))
         dtype, device, base = self.backend.dtype, self.backend.loading_device, self.backend.model
         if isinstance(control, ImagePrompt):
             return load_ip_adapter(
@@ -248,14 +248,23 @@ def _weights_key(control: Control) -> tuple[object, ...]:
     return key
 
 
-def resolve_control(model: Path, name: str | Path) -> str | Path:
-    """A control that the model folder holds under that name, else the path or id itself."""
+_FOLDERS: Mapping[type[Control], tuple[str, str]] = {
+    ControlNet: ("controlnet-", "controlnet/"),
+    T2IAdapter: ("t2iadapter-", "t2i_adapter/"),
+    ImagePrompt: ("ip-adapter-", "ip_adapter/"),
+}
+"""What stands before a control's name in the folder of a model, and in that of exported graphs."""
+
+
+def resolve_control(model: Path, name: str | Path, kind: type[Control] = ControlNet) -> str | Path:
+    """A control that the model folder holds under that name, one of its kind before others, else the path or id itself."""
     if os.path.exists(name):
         return name
     short = str(name)
     if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):
-        exported = (f"{kind}/{short}" for kind in ("controlnet", "t2i_adapter", "ip_adapter"))
-        for folder in (f"controlnet-{short}", f"t2iadapter-{short}", f"ip-adapter-{short}", *exported, short):
+        kinds = (kind, *(other for other in _FOLDERS if other is not kind))
+        prefixes = [prefix for each in kinds for prefix in _FOLDERS[each]]
+        for folder in (*(prefix + short for prefix in prefixes), short):
             if (model / folder).is_dir():
                 return model / folder
     return name
