@@ -35,12 +35,17 @@ def multiplied(dtype: torch.dtype) -> bool:
     return True
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Median seconds of both, taken in turns. Raises RuntimeError where the results differ."""
+def check(case: Case) -> None:
+    """Runs both, once each. Raises RuntimeError where the results differ."""
     ours, theirs = case.ours().double(), case.theirs().double()
     distance = float((ours - theirs).norm() / theirs.norm())
     if not distance <= CLOSE[case.dtype]:
         raise RuntimeError(f"{case.op} {case.shape} {case.dtype}: relative distance {distance:.2g}")
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Median seconds of both, taken in turns. Raises RuntimeError where the results differ."""
+    check(case)
     seconds: tuple[list[float], list[float]] = ([], [])
     repeats = max(1, int(0.02 / _seconds(case.theirs, 1)))
     for _ in range(rounds):

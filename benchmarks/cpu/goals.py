@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cpu.systems import SYSTEMS
 from cpu.workloads import REGIONS, WORKLOADS
 
 OURS = "bridle-bf16"
+DTYPE = "bfloat16"
 UNIT = "amx"
 """The instruction sets whose name begins like this are asked for more than the others are."""
 
@@ -42,9 +44,7 @@ def required(workloads: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
 
 def required_of_ops(rows: Iterable[Mapping[str, Any]], isa: str) -> list[dict[str, Any]]:
     """Of the rows of `cpu_ops.py`: PyTorch's time over ours, of the attention that gains least in bfloat16."""
-    attention = [
-        row for row in rows if row["op"] in ("self-attention", "cross-attention") and row["dtype"] == "bfloat16"
-    ]
+    attention = [row for row in rows if row["op"] in ("self-attention", "cross-attention") and row["dtype"] == DTYPE]
     slowest = min(attention, key=lambda row: row["ratio"], default=None)
     name = f"{slowest['op']} {slowest['shape']}" if slowest else "attention"
     got = slowest["ratio"] if slowest else None
@@ -62,8 +62,7 @@ def lines(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _speed(name: str, entry: Mapping[str, Any], least: float, peers: tuple[str, ...]) -> dict[str, Any]:
-    ratios = entry["ratios"].get(OURS, {})
-    got = min((ratios[peer]["ratio"] for peer in peers), default=None) if all(p in ratios for p in peers) else None
+    got = _slowest(entry, OURS, peers)
     return _judged(f"{name}: the fastest peer's time over ours", "at_least", least, got, _has_unit(entry))
 
 
@@ -74,18 +73,31 @@ def _price(name: str, entry: Mapping[str, Any], most: float) -> dict[str, Any]:
 
 
 def _memory(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Of running; of the peers that compute in bfloat16, as ours do."""
-    ratios = entry["ratios"].get(OURS, {})
-    systems = [entry["systems"].get(peer, {}) for peer in ratios if peer.endswith("bf16")]
-    theirs = [found["run_mib"] for found in systems if "run_mib" in found]
+    """Of running; of the peers that compute in bfloat16, as ours does."""
+    peers = [
+        peer for peer in _ratios(entry, OURS) if SYSTEMS[peer].runtime != "bridle" and SYSTEMS[peer].dtype == DTYPE
+    ]
+    theirs = [entry["systems"][peer]["run_mib"] for peer in peers]
     got = round(_ours(entry)["run_mib"] / min(theirs), 3) if theirs else None
     return _judged(f"{name}: memory over the smallest peer's", "at_most", 1.0, got, _has_unit(entry))
 
 
 def _forced(system: str, entry: Mapping[str, Any], peers: tuple[str, ...]) -> dict[str, Any]:
-    ratios = entry["ratios"].get(system, {})
-    got = min(ratios[peer]["ratio"] for peer in peers) if all(peer in ratios for peer in peers) else None
+    got = _slowest(entry, system, peers)
     return _judged(f"step: PyTorch's fp32 time over {system}", "at_least", 1.0, got, asked=True)
+
+
+def _slowest(entry: Mapping[str, Any], system: str, peers: tuple[str, ...]) -> float | None:
+    """The ratio to the fastest of some peers; None where one of them was not measured."""
+    ratios = _ratios(entry, system)
+    return min(ratios[peer] for peer in peers) if all(peer in ratios for peer in peers) else None
+
+
+def _ratios(entry: Mapping[str, Any], system: str) -> dict[str, float]:
+    """By peer. What was measured once and failed the last time does not count."""
+    measured = {name for name, found in entry["systems"].items() if "run_mib" in found}
+    found = entry["ratios"].get(system, {}) if system in measured else {}
+    return {peer: each["ratio"] for peer, each in found.items() if peer in measured}
 
 
 def _judged(name: str, bound: str, limit: float, got: float | None, asked: bool) -> dict[str, Any]:

@@ -262,7 +262,7 @@ def resolve_control(model: Path, name: str | Path, kind: type[Control] = Control
         return name
     short = str(name)
     if model.is_dir() and short and "/" not in short and "\\" not in short and not short.startswith("."):
-        kinds = (kind, *(other for other in _FOLDERS if other is not kind))
+        kinds = sorted(_FOLDERS, key=lambda each: not issubclass(kind, each))
         prefixes = [prefix for each in kinds for prefix in _FOLDERS[each]]
         for folder in (*(prefix + short for prefix in prefixes), short):
             if (model / folder).is_dir():

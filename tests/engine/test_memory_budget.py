@@ -195,7 +195,7 @@ def test_a_capture_has_the_memory_of_activations_alone_where_there_is_no_more(mo
 
 
 def test_a_second_controlnet_is_placed_beside_the_first(model: Model, map_folder: Path, tmp_path: Path) -> None:
-    """Where both fit with one byte to spare less, the second is streamed, and a request for both still runs."""
+    """With a byte less than both need, the second is streamed, and there is room for a request with both."""
     first = REQUEST.controls[0]
     second = replace(first, model=shutil.copytree(map_folder / first.model, tmp_path / "second"))
     size = model.unet.config.sample_size

@@ -160,11 +160,13 @@ def test_scores_of_ten_thousand(isa: str, dtype: torch.dtype, dim: int, keys: in
     assert_integer_exact(capture.out, shares)
 
 
-@pytest.mark.parametrize("growth", [0.02, 0.5, 1.5])
+@pytest.mark.parametrize("growth, least, most", [(0.02, 4.0, 32.0), (0.5, 64.0, 128.0), (1.5, 150.0, 600.0)])
 @each_dtype
 @each_isa
-def test_maxima_that_grow_from_block_to_block(isa: str, dtype: torch.dtype, growth: float) -> None:
-    """Of a few, about a hundred and some hundreds, whether small maxima are treated like large ones or not."""
+def test_maxima_that_grow_from_block_to_block(
+    isa: str, dtype: torch.dtype, growth: float, least: float, most: float
+) -> None:
+    """Small ones, some on both sides of 64, and large ones."""
     q, k, v = (rand(seed, 2, n, 2, 40) for seed, n in ((12, 33), (13, 700), (14, 700)))
     k = k * (1.0 + growth * torch.arange(700) / 20.0)[:, None, None]
     q, k, v = (tensor.to(dtype) for tensor in (q, k, v))
@@ -172,7 +174,7 @@ def test_maxima_that_grow_from_block_to_block(isa: str, dtype: torch.dtype, grow
     ours = guarded_attention(q, segments, isa)
     exact, peer = naive_attention(q, segments).out, naive_attention(q, segments, dtype=dtype).out
     largest = torch.einsum("rqhd,rkhd->rhqk", q.double(), k.double()).amax() / 40**0.5
-    assert {0.02: 4.0, 0.5: 64.0, 1.5: 150.0}[growth] < largest < 600.0
+    assert least < largest < most
     # A score is rounded to so many units of the last place of what it is taken from.
     depth = 40 + 700 + float(largest) + PROBABILITY_ROUNDING[dtype]
     assert_as_good_as_peer(ours, exact, peer, magnitude(q, segments), depth)
@@ -220,6 +222,9 @@ def test_rows_do_not_know_their_neighbours(isa: str, dtype: torch.dtype) -> None
         (Piece(k, v, lengths),), capture=Capture(None, torch.zeros(3, 130, 601)), lse=torch.zeros(3, 2, 130)
     )
     assert torch.equal(attention(q, [reporting], isa), together)
+    logarithms = Segment((Piece(k, v, lengths),), lse=torch.zeros(3, 2, 130))
+    assert torch.equal(attention(q, [logarithms], isa), together)
+    assert reporting.lse is not None and torch.equal(logarithms.lse, reporting.lse)
     for row, length in enumerate(lengths.tolist()):
         alone = Segment((Piece(k[row : row + 1, :length].clone(), v[row : row + 1, :length].clone()),))
         assert torch.equal(attention(q[row : row + 1].clone(), [alone], isa)[0], together[row])

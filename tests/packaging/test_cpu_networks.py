@@ -105,9 +105,16 @@ def measured(isa: str, step: float = 1.6, region: float = 1.05, mib: float = 90.
     for name in WORKLOADS:
         systems = {"bridle-bf16": {**where, "over_step": region if name == "regions-attention" else 1.01}}
         pairs = {("bridle-bf16", peer): step if peer == "openvino-bf16" else 1.8 for peer in peers}
+        pairs |= {("bridle-bf16", other): 0.5 for other in ("eager-fp32", "reference-bf16")}
         if name == "step":
             pairs |= {(ours, peer): 1.1 for ours, others in goals.FORCED.items() for peer in others}
-        entries = {**systems, **{peer: {"run_mib": 100.0} for peer in peers}, "eager-fp32": {"run_mib": 10.0}}
+        entries = {
+            **{
+                other: {"run_mib": 10.0} for other in ("eager-fp32", "reference-bf16", "eager-fp32-avx2", *goals.FORCED)
+            },
+            **{peer: {"run_mib": 100.0} for peer in peers},
+            **systems,
+        }
         found = report.merge(found, name, Measurement(entries, pairs), WHERE)
     return found
 
@@ -128,6 +135,15 @@ def test_what_is_required_is_met_missed_or_open() -> None:
     without = met(isa="avx512_bf16", step=1.0)
     assert {key for key, value in without.items() if value is not None} == {key for key in every if "fp32" in key}
     assert {(entry["got"], entry["met"]) for entry in goals.required({})} == {(None, None)}
+    for system, lost in (
+        ("bridle-bf16", "step: the"),
+        ("openvino-bf16", "step: the"),
+        ("bridle-fp32-avx2", "fp32-avx2"),
+    ):
+        failed = Measurement({system: {"problem": "it ended"}})
+        again = report.merge(measured("amx_bf16"), "step", failed, WHERE)["required"]
+        assert {entry["met"] for entry in again if lost in entry["name"]} == {None}
+        assert sum(entry["met"] is None for entry in again) == (2 if system == "bridle-bf16" else 1)
     text = goals.lines(measured("amx_bf16", step=1.4)["required"])
     assert "step: the fastest peer's time over ours: 1.4, at least 1.5: NOT MET" in text and "at most 1.08: met" in text
 
@@ -148,15 +164,30 @@ def test_what_is_required_of_attention_is_asked_of_the_slowest() -> None:
     assert goals.required_of_ops([], "amx_bf16")[0]["met"] is None
 
 
+def smallest(make: Callable[..., Iterator[op_cases.Case]]) -> list[op_cases.Case]:
+    """The case of each op that takes least."""
+    found: dict[str, op_cases.Case] = {}
+    for case in make(_core.ThreadPool(1), torch.float32):
+        if case.op not in found or case.flop + case.bytes < found[case.op].flop + found[case.op].bytes:
+            found[case.op] = case
+    return list(found.values())
+
+
 @pytest.mark.parametrize("make", op_cases.REGISTRY, ids=lambda make: make.__name__)
 def test_cases_of_ops_are_those_of_pytorch(make: Callable[..., Iterator[op_cases.Case]]) -> None:
-    case = min(make(_core.ThreadPool(1), torch.float32), key=lambda case: case.flop or case.bytes)
-    row = cpu_ops.measure(case, rounds=1)
-    assert row["ratio"] > 0.0 and ("gflops" in row) == bool(case.flop)
-    assert cpu_ops.with_share(row, {"float32": 1.0, "copy": 1.0}, "avx2")["of_ceiling"] > 0.0
-    wrong = dataclasses.replace(case, theirs=lambda: 1.001 * case.theirs())
-    with pytest.raises(RuntimeError, match="relative distance"):
-        cpu_ops.measure(wrong, rounds=1)
+    for case in smallest(make):
+        cpu_ops.check(case)
+    for case in smallest(make):
+        with pytest.raises(RuntimeError, match="relative distance"):
+            cpu_ops.check(dataclasses.replace(case, theirs=lambda case=case: 1.001 * case.theirs()))
+
+
+def test_an_op_is_timed_beside_its_ceiling() -> None:
+    for make, unit in ((op_cases.linear_cases, "gflops"), (op_cases.copy_cases, "gbytes")):
+        row = cpu_ops.measure(smallest(make)[0], rounds=1)
+        assert row["ratio"] > 0.0 and row[unit] > 0.0 and row[f"torch_{unit}"] > 0.0
+        share = cpu_ops.with_share(row, {"float32": 2.0, "copy": 2.0}, "avx2")["of_ceiling"]
+        assert share == pytest.approx(row[unit] / 2.0, abs=1e-3)
 
 
 def test_rounds_take_turns() -> None:

@@ -14,7 +14,7 @@ from cpu.op_cases.elementwise import (
 from cpu.op_cases.linear import geglu_cases, linear_cases
 from cpu.op_cases.norm import group_norm_cases, layer_norm_cases
 
-__all__ = ["REGISTRY", "Case", "name_of"]
+__all__ = ["REGISTRY", "Case", "copy_cases", "linear_cases", "name_of"]
 
 REGISTRY = (
     attention_cases,

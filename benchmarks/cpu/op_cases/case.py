@@ -13,7 +13,7 @@ LEVELS = ((64, 320), (32, 640), (16, 1280), (8, 1280))
 
 @dataclass(frozen=True)
 class Case:
-    """ours, theirs: the same op, [.., ..] out. flop or bytes: what it does, bytes counted once for each tensor."""
+    """ours, theirs: the same op, [.., ..] out. flop or bytes: what it does, bytes as often as a tensor is read or written."""
 
     op: str
     shape: str

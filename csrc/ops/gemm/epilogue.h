@@ -13,6 +13,7 @@
 namespace bridle {
 namespace {
 
+// What is rounded to bfloat16 afterwards needs no exact gate.
 template <class Element>
 float gate(float x) {
   return std::is_same_v<Element, BFloat16> ? coarse_gelu(x) : gelu(x);

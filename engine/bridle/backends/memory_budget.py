@@ -104,8 +104,8 @@ class MemoryBudget:
     def place(self, model: Model, tensors: Mapping[str, Tensor], name: str, branches: int = 0) -> Mapping[str, Tensor]:
         """A control's weights from the computer's memory: on the device where they fit beside a pair of rows, else streamed.
 
-        name: of these weights; those that are there already stay. branches: ControlNets among them, for all of which that
-        were ever placed a request may ask.
+        name: of these weights; those that are there already stay. branches: how many ControlNets these are; a request
+        may ask for all that were ever placed.
         """
         if name in self._resident:
             return tensors
