@@ -33,7 +33,7 @@ MATES: tuple[dict[str, object], ...] = (
     {"controls": [bridle.ControlNet("controlnet", hint(3), end=0.5)], "num_inference_steps": 4},
     {"regions": [bridle.Region("a ring", (0.25, 0.0, 1.0, 0.5), weight=2.0)], "region_mode": "latent"},
     {"regions": [bridle.Region("a moon", (0.0, 0.0, 0.5, 1.0))], "region_mode": "attention"},
-    {"attention": [bridle.PromptEdit("a square on a hill")]},
+    {"attention": [bridle.PromptEdit("a red square on a hill")]},
     {"attention": [bridle.Reweight("circle", 3.0)], "prompt": "a red circle " * 30},
     {"width": 128, "height": 192},
     {"num_images": 2},

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from needles import NEEDLES, POISON, alone, among, asked, same_bits
+from needles import MATES, NEEDLES, POISON, alone, among, asked, same_bits
 from split_products import SplitOps
 
 import bridle
 from bridle.backends import cpu
 from bridle.backends.cpu import CpuBackend
 from bridle.backends.reference import ReferenceBackend
+from bridle.request_checks import prepare
 
 DTYPES = ["float32"] + ["bfloat16"] * CpuBackend.suits(torch.bfloat16)
 LONG = bool(os.environ.get("BRIDLE_TEST_LONG"))
@@ -40,6 +41,12 @@ def differing(engine: bridle.Engine, name: str) -> list[int]:
         for trial in TRIALS
         if not same_bits(among(engine, needle, COUNTS[trial % len(COUNTS)], seed=trial), wanted)
     ]
+
+
+@pytest.mark.parametrize("mate", MATES, ids=lambda mate: " ".join(mate))
+def test_every_mate_is_a_request_that_can_be_made(engine: bridle.Engine, mate: dict[str, object]) -> None:
+    """Short runs draw few of them."""
+    prepare(engine.backend, asked(mate), engine.control)
 
 
 @pytest.mark.parametrize("name", NEEDLES)
