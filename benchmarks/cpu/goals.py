@@ -62,7 +62,7 @@ def lines(found: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _speed(name: str, entry: Mapping[str, Any], least: float, peers: tuple[str, ...]) -> dict[str, Any]:
-    got = _slowest(entry, OURS, peers)
+    got = _over_fastest(entry, OURS, peers)
     return _judged(f"{name}: the fastest peer's time over ours", "at_least", least, got, _has_unit(entry))
 
 
@@ -83,12 +83,12 @@ def _memory(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _forced(system: str, entry: Mapping[str, Any], peers: tuple[str, ...]) -> dict[str, Any]:
-    got = _slowest(entry, system, peers)
+    got = _over_fastest(entry, system, peers)
     return _judged(f"step: PyTorch's fp32 time over {system}", "at_least", 1.0, got, asked=True)
 
 
-def _slowest(entry: Mapping[str, Any], system: str, peers: tuple[str, ...]) -> float | None:
-    """The ratio to the fastest of some peers; None where one of them was not measured."""
+def _over_fastest(entry: Mapping[str, Any], system: str, peers: tuple[str, ...]) -> float | None:
+    """The time of the fastest of some peers over that of ours; None where one of them was not measured."""
     ratios = _ratios(entry, system)
     return min(ratios[peer] for peer in peers) if all(peer in ratios for peer in peers) else None
 

@@ -46,7 +46,13 @@ def differing(engine: bridle.Engine, name: str) -> list[int]:
 @pytest.mark.parametrize("mate", MATES, ids=lambda mate: " ".join(mate))
 def test_every_mate_is_a_request_that_can_be_made(engine: bridle.Engine, mate: dict[str, object]) -> None:
     """Short runs draw few of them."""
-    prepare(engine.backend, asked(mate), engine.control)
+    request = asked(mate)
+    assert prepare(engine.backend, request, engine.control).request is request
+
+
+def test_a_mate_that_cannot_be_made_would_be_refused(engine: bridle.Engine) -> None:
+    with pytest.raises(bridle.RequestError, match="words"):
+        prepare(engine.backend, asked({"attention": [bridle.PromptEdit("a square on a hill")]}), engine.control)
 
 
 @pytest.mark.parametrize("name", NEEDLES)
